@@ -1,0 +1,1 @@
+//! The lab: N clusters as real processes; the demo and the scenario tests.

@@ -1,0 +1,1 @@
+//! ClientHello reading and the byte relay.

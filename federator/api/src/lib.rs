@@ -1,0 +1,1 @@
+//! The contracts on every wire, the join token, and signed records.

@@ -1,0 +1,1 @@
+//! The Kubernetes, MCS and isthmus.dev kinds, and the manifest reader.

@@ -1,0 +1,3 @@
+//! One per cluster: watches services, publishes exports, writes imports, issues SVIDs, serves discovery and DNS.
+
+fn main() {}

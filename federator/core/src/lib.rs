@@ -1,0 +1,1 @@
+//! The federation's domain, pure: names, localities, exports, merge and failover order.

@@ -1,0 +1,1 @@
+//! The clusterset zone (pure) and its hickory handler.

@@ -1,0 +1,1 @@
+//! The federation's shared service: what each cluster exports.

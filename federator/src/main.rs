@@ -1,0 +1,3 @@
+//! The federation's shared service: what each cluster exports.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A revisioned key-value store: one trait, an embedded backend.

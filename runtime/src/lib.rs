@@ -1,0 +1,1 @@
+//! Process plumbing: configuration, telemetry, readiness, drain, admin endpoint.

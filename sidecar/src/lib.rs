@@ -1,0 +1,1 @@
+//! Originates and terminates mTLS for one workload; balances, fails over, retries.

@@ -1,0 +1,3 @@
+//! Originates and terminates mTLS for one workload; balances, fails over, retries.
+
+fn main() {}

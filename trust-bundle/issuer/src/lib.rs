@@ -1,0 +1,1 @@
+//! A cluster's certificate authority: CSR to SVID.

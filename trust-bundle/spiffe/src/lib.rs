@@ -1,0 +1,1 @@
+//! SPIFFE IDs, SVID checks, bundles, pure.

@@ -1,0 +1,1 @@
+//! rustls configurations that verify by trust domain.
