@@ -1,0 +1,148 @@
+//! The federation's keys, and who owns them.
+//!
+//! | key | owner |
+//! | --- | --- |
+//! | `members/<cluster>`, `bundles/<trust domain>`, `quarantine`, `tokens/<hash>` | trust-bundle |
+//! | `exports/<namespace>/<service>/<cluster>`, `gateways/<cluster>`, `alive/<cluster>` | federator |
+//!
+//! The parts are DNS names and hashes, so no part can hold a `/`; the functions take parsed names and do not check again.
+
+/// Before every `members/<cluster>`.
+pub const MEMBERS: &str = "members/";
+/// Before every `exports/<namespace>/<service>/<cluster>`.
+pub const EXPORTS: &str = "exports/";
+/// Before every `gateways/<cluster>`.
+pub const GATEWAYS: &str = "gateways/";
+/// Before every `alive/<cluster>`.
+pub const ALIVE: &str = "alive/";
+/// Before every `bundles/<trust domain>`.
+pub const BUNDLES: &str = "bundles/";
+/// The key of the deny-list.
+pub const QUARANTINE: &str = "quarantine";
+/// Before every `tokens/<hash>`.
+pub const TOKENS: &str = "tokens/";
+
+/// The key of a member cluster.
+pub fn member(cluster: &str) -> String {
+    format!("{MEMBERS}{cluster}")
+}
+
+/// The key of one cluster's export of a service.
+pub fn export(namespace: &str, service: &str, cluster: &str) -> String {
+    format!("{EXPORTS}{namespace}/{service}/{cluster}")
+}
+
+/// The prefix of a namespace's exports.
+pub fn exports_of_namespace(namespace: &str) -> String {
+    format!("{EXPORTS}{namespace}/")
+}
+
+/// The prefix of a service's exports, one for each cluster that exports it.
+pub fn exports_of_service(namespace: &str, service: &str) -> String {
+    format!("{EXPORTS}{namespace}/{service}/")
+}
+
+/// The key of a cluster's gateways.
+pub fn gateway(cluster: &str) -> String {
+    format!("{GATEWAYS}{cluster}")
+}
+
+/// The key that lives as long as a cluster's session.
+pub fn alive(cluster: &str) -> String {
+    format!("{ALIVE}{cluster}")
+}
+
+/// The key of a trust domain's bundle.
+pub fn bundle(trust_domain: &str) -> String {
+    format!("{BUNDLES}{trust_domain}")
+}
+
+/// The key of a join token, by the hash of its secret.
+pub fn token(hash: &str) -> String {
+    format!("{TOKENS}{hash}")
+}
+
+/// What an export's key says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportKey<'a> {
+    /// The service's namespace.
+    pub namespace: &'a str,
+    /// The service's name.
+    pub service: &'a str,
+    /// The exporting cluster.
+    pub cluster: &'a str,
+}
+
+/// The parts of an `exports/…` key; `None` for any other key.
+pub fn parse_export(key: &str) -> Option<ExportKey<'_>> {
+    let mut parts = key.strip_prefix(EXPORTS)?.split('/');
+    let parsed = ExportKey {
+        namespace: parts.next()?,
+        service: parts.next()?,
+        cluster: parts.next()?,
+    };
+    let whole = parts.next().is_none();
+    let filled = [parsed.namespace, parsed.service, parsed.cluster]
+        .iter()
+        .all(|part| !part.is_empty());
+    (whole && filled).then_some(parsed)
+}
+
+/// The one part of a key below `prefix` (one of [`MEMBERS`], [`GATEWAYS`], [`ALIVE`], [`BUNDLES`], [`TOKENS`]); `None`
+/// for any other key.
+pub fn name_below<'a>(prefix: &str, key: &'a str) -> Option<&'a str> {
+    key.strip_prefix(prefix)
+        .filter(|name| !name.is_empty() && !name.contains('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_keys_parse_back() {
+        let key = export("shop", "cart", "east");
+        assert_eq!(key, "exports/shop/cart/east");
+        assert_eq!(
+            parse_export(&key),
+            Some(ExportKey {
+                namespace: "shop",
+                service: "cart",
+                cluster: "east"
+            })
+        );
+        assert!(key.starts_with(&exports_of_service("shop", "cart")));
+        assert!(key.starts_with(&exports_of_namespace("shop")));
+        for (prefix, key) in [
+            (MEMBERS, member("east")),
+            (GATEWAYS, gateway("east")),
+            (ALIVE, alive("east")),
+            (BUNDLES, bundle("east")),
+            (TOKENS, token("east")),
+        ] {
+            assert_eq!(name_below(prefix, &key), Some("east"), "{key}");
+        }
+    }
+
+    #[test]
+    fn other_keys_do_not_parse() {
+        for key in [
+            "exports/shop/cart",
+            "exports/shop/cart/east/x",
+            "exports//cart/east",
+            "members/east",
+            "",
+        ] {
+            assert_eq!(parse_export(key), None, "{key}");
+        }
+        for key in ["members/", "members/a/b", "alive/a"] {
+            assert_eq!(name_below(MEMBERS, key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_does_not_reach_into_a_longer_name() {
+        assert!(!export("shop", "cart-2", "east").starts_with(&exports_of_service("shop", "cart")));
+        assert!(!export("shop-2", "cart", "east").starts_with(&exports_of_namespace("shop")));
+    }
+}
