@@ -1,0 +1,36 @@
+# Thin: each target is the command it stands for.
+SHELL := bash
+CARGO ?= cargo
+
+.PHONY: demo test bench check dev tools
+
+## demo: build, bring up three clusters on loopback, call across them, break things, print what callers saw (STAY=1: leave it up)
+demo:
+	$(CARGO) build --quiet --workspace --bins
+	$(CARGO) run --quiet --package e2e --bin demo -- $(if $(STAY),--stay)
+
+## test: install what the tests need, then run every test
+test: tools
+	$(CARGO) test --workspace --all-targets
+	$(CARGO) test --workspace --doc
+
+## bench: every benchmark (none yet)
+bench:
+	@echo "no benchmark exists yet"
+
+## check: format, lints, documentation, generated code, layout
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --quiet
+	$(CARGO) test --quiet --package federation-api --test generated
+	$(CARGO) test --quiet --package e2e --test layout
+
+## dev: the quick loop for one crate, for example `make dev P=relay`
+dev:
+	$(CARGO) clippy --package $(P) --all-targets
+	$(CARGO) test --package $(P)
+
+## tools: what the tests call besides the toolchain: dig
+tools:
+	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
