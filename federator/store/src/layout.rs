@@ -76,23 +76,16 @@ pub struct ExportKey<'a> {
 /// The parts of an `exports/…` key; `None` for any other key.
 pub fn parse_export(key: &str) -> Option<ExportKey<'_>> {
     let mut parts = key.strip_prefix(EXPORTS)?.split('/');
-    let parsed = ExportKey {
-        namespace: parts.next()?,
-        service: parts.next()?,
-        cluster: parts.next()?,
-    };
+    let parsed = ExportKey { namespace: parts.next()?, service: parts.next()?, cluster: parts.next()? };
     let whole = parts.next().is_none();
-    let filled = [parsed.namespace, parsed.service, parsed.cluster]
-        .iter()
-        .all(|part| !part.is_empty());
+    let filled = [parsed.namespace, parsed.service, parsed.cluster].iter().all(|part| !part.is_empty());
     (whole && filled).then_some(parsed)
 }
 
 /// The one part of a key below `prefix` (one of [`MEMBERS`], [`GATEWAYS`], [`ALIVE`], [`BUNDLES`], [`TOKENS`]); `None`
 /// for any other key.
 pub fn name_below<'a>(prefix: &str, key: &'a str) -> Option<&'a str> {
-    key.strip_prefix(prefix)
-        .filter(|name| !name.is_empty() && !name.contains('/'))
+    key.strip_prefix(prefix).filter(|name| !name.is_empty() && !name.contains('/'))
 }
 
 #[cfg(test)]
@@ -103,14 +96,7 @@ mod tests {
     fn built_keys_parse_back() {
         let key = export("shop", "cart", "east");
         assert_eq!(key, "exports/shop/cart/east");
-        assert_eq!(
-            parse_export(&key),
-            Some(ExportKey {
-                namespace: "shop",
-                service: "cart",
-                cluster: "east"
-            })
-        );
+        assert_eq!(parse_export(&key), Some(ExportKey { namespace: "shop", service: "cart", cluster: "east" }));
         assert!(key.starts_with(&exports_of_service("shop", "cart")));
         assert!(key.starts_with(&exports_of_namespace("shop")));
         for (prefix, key) in [
@@ -126,13 +112,7 @@ mod tests {
 
     #[test]
     fn other_keys_do_not_parse() {
-        for key in [
-            "exports/shop/cart",
-            "exports/shop/cart/east/x",
-            "exports//cart/east",
-            "members/east",
-            "",
-        ] {
+        for key in ["exports/shop/cart", "exports/shop/cart/east/x", "exports//cart/east", "members/east", ""] {
             assert_eq!(parse_export(key), None, "{key}");
         }
         for key in ["members/", "members/a/b", "alive/a"] {

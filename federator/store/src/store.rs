@@ -5,10 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 
-use crate::{
-    Committed, Entry, Incarnation, LeaseId, Revision, StoreError, Transaction, WatchBatch,
-    WatchError,
-};
+use crate::{Committed, Entry, Incarnation, LeaseId, Revision, StoreError, Transaction, WatchBatch, WatchError};
 
 /// How many entries [`Store::snapshot`] asks for at a time.
 const SNAPSHOT_PAGE: usize = 500;
@@ -36,11 +33,7 @@ pub trait Store: Clone + Send + Sync + 'static {
     ///
     /// [`StoreError::Compacted`] or [`StoreError::FutureRevision`] when [`Page::at`] names a revision that is not kept
     /// any more or not reached yet, besides those of [`Store::get`].
-    fn range(
-        &self,
-        prefix: &str,
-        page: Page,
-    ) -> impl Future<Output = Result<RangePage, StoreError>> + Send;
+    fn range(&self, prefix: &str, page: Page) -> impl Future<Output = Result<RangePage, StoreError>> + Send;
 
     /// Applies the operations as one revision if every expectation holds.
     ///
@@ -48,10 +41,7 @@ pub trait Store: Clone + Send + Sync + 'static {
     ///
     /// A broken limit (see [`Transaction::check`]), [`StoreError::LeaseNotFound`] when a put names a lease that is gone
     /// (nothing is applied), besides those of [`Store::get`], after which the outcome is unknown.
-    fn commit(
-        &self,
-        transaction: Transaction,
-    ) -> impl Future<Output = Result<Committed, StoreError>> + Send;
+    fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Committed, StoreError>> + Send;
 
     /// Reports every revision later than `after` that changes a key starting with `prefix`, once, in order, whole. A
     /// batch without changes only says how far the watch has come. Watching after a revision that is not reached yet
@@ -63,10 +53,7 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// # Errors
     ///
     /// Those of [`Store::get`].
-    fn grant_lease(
-        &self,
-        ttl: Duration,
-    ) -> impl Future<Output = Result<LeaseId, StoreError>> + Send;
+    fn grant_lease(&self, ttl: Duration) -> impl Future<Output = Result<LeaseId, StoreError>> + Send;
 
     /// Gives the lease its whole time again. A third of the time between calls leaves room for two that fail.
     ///
@@ -108,9 +95,7 @@ pub trait Store: Clone + Send + Sync + 'static {
             let mut attempt = 1;
             loop {
                 match read_all(self, prefix).await {
-                    Err(StoreError::Compacted { .. }) if attempt < SNAPSHOT_ATTEMPTS => {
-                        attempt += 1
-                    }
+                    Err(StoreError::Compacted { .. }) if attempt < SNAPSHOT_ATTEMPTS => attempt += 1,
                     read => return read,
                 }
             }
@@ -146,11 +131,7 @@ pub struct Page {
 impl Page {
     /// The first `limit` entries of the newest revision.
     pub fn first(limit: usize) -> Self {
-        Self {
-            after: None,
-            limit,
-            at: None,
-        }
+        Self { after: None, limit, at: None }
     }
 }
 
@@ -169,11 +150,7 @@ impl RangePage {
     /// The page that follows, at the same revision.
     pub fn next(&self, limit: usize) -> Option<Page> {
         let last = self.entries.last().filter(|_| self.more)?;
-        Some(Page {
-            after: Some(last.key.clone()),
-            limit,
-            at: Some(self.revision),
-        })
+        Some(Page { after: Some(last.key.clone()), limit, at: Some(self.revision) })
     }
 }
 

@@ -96,10 +96,7 @@ impl Transaction {
     /// Also expects that `key` was modified last by `modified`; 0 means that it is absent.
     #[must_use]
     pub fn expecting(mut self, key: impl Into<String>, modified: Revision) -> Self {
-        self.expect.push(Expect {
-            key: key.into(),
-            modified,
-        });
+        self.expect.push(Expect { key: key.into(), modified });
         self
     }
 
@@ -112,27 +109,14 @@ impl Transaction {
     /// Also puts `key`, without a lease.
     #[must_use]
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        self.operations.push(Operation::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: None,
-        });
+        self.operations.push(Operation::Put { key: key.into(), value: value.into(), lease: None });
         self
     }
 
     /// Also puts `key`, to live as long as `lease`.
     #[must_use]
-    pub fn put_leased(
-        mut self,
-        key: impl Into<String>,
-        value: impl Into<Bytes>,
-        lease: LeaseId,
-    ) -> Self {
-        self.operations.push(Operation::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: Some(lease),
-        });
+    pub fn put_leased(mut self, key: impl Into<String>, value: impl Into<Bytes>, lease: LeaseId) -> Self {
+        self.operations.push(Operation::Put { key: key.into(), value: value.into(), lease: Some(lease) });
         self
     }
 
@@ -146,11 +130,7 @@ impl Transaction {
     /// The size that counts against [`MAX_REQUEST_BYTES`]. An expectation's key counts twice: a backend may have to
     /// name it again to learn which one failed.
     pub fn size(&self) -> usize {
-        let expected: usize = self
-            .expect
-            .iter()
-            .map(|expect| 2 * expect.key.len() + ITEM_OVERHEAD_BYTES)
-            .sum();
+        let expected: usize = self.expect.iter().map(|expect| 2 * expect.key.len() + ITEM_OVERHEAD_BYTES).sum();
         let operated: usize = self.operations.iter().map(operation_size).sum();
         expected + operated
     }
@@ -164,29 +144,19 @@ impl Transaction {
     pub fn check(&self) -> Result<(), StoreError> {
         let count = self.expect.len().max(self.operations.len());
         if count > MAX_OPERATIONS {
-            return Err(StoreError::TooManyOperations {
-                count,
-                limit: MAX_OPERATIONS,
-            });
+            return Err(StoreError::TooManyOperations { count, limit: MAX_OPERATIONS });
         }
-        self.expect
-            .iter()
-            .try_for_each(|expect| check_key(&expect.key))?;
+        self.expect.iter().try_for_each(|expect| check_key(&expect.key))?;
         let mut seen = HashSet::with_capacity(self.operations.len());
         for operation in &self.operations {
             check_operation(operation)?;
             if !seen.insert(operation.key()) {
-                return Err(StoreError::DuplicateKey {
-                    key: operation.key().to_owned(),
-                });
+                return Err(StoreError::DuplicateKey { key: operation.key().to_owned() });
             }
         }
         let size = self.size();
         if size > MAX_REQUEST_BYTES {
-            return Err(StoreError::RequestTooLarge {
-                size,
-                limit: MAX_REQUEST_BYTES,
-            });
+            return Err(StoreError::RequestTooLarge { size, limit: MAX_REQUEST_BYTES });
         }
         Ok(())
     }
@@ -202,10 +172,7 @@ fn operation_size(operation: &Operation) -> usize {
 
 fn check_key(key: &str) -> Result<(), StoreError> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
-        return Err(StoreError::InvalidKey {
-            size: key.len(),
-            limit: MAX_KEY_BYTES,
-        });
+        return Err(StoreError::InvalidKey { size: key.len(), limit: MAX_KEY_BYTES });
     }
     Ok(())
 }
@@ -214,11 +181,7 @@ fn check_operation(operation: &Operation) -> Result<(), StoreError> {
     check_key(operation.key())?;
     match operation {
         Operation::Put { key, value, .. } if value.len() > MAX_VALUE_BYTES => {
-            Err(StoreError::ValueTooLarge {
-                key: key.clone(),
-                size: value.len(),
-                limit: MAX_VALUE_BYTES,
-            })
+            Err(StoreError::ValueTooLarge { key: key.clone(), size: value.len(), limit: MAX_VALUE_BYTES })
         }
         _ => Ok(()),
     }
