@@ -1,0 +1,248 @@
+//! The relay: two directions, polled by one task.
+//!
+//! ```text
+//!        ┌── Direction a→b: read a, write b; a's end becomes b's shutdown ──┐
+//!   a ◄─►│                                                                  │◄─► b
+//!        └── Direction b→a: read b, write a; b's end becomes a's shutdown ──┘
+//! ```
+
+mod direction;
+mod pool;
+
+use std::{
+    future::poll_fn,
+    io,
+    os::fd::AsFd,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
+
+use direction::{Direction, Fault};
+
+/// How a relay behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayOptions {
+    /// After a side has ended its own direction in order, a reset by it is passed on no sooner than this: a reset discards what the
+    /// other side has not read yet, and the last bytes of an answer may still be on their way. What the other side sends
+    /// meanwhile is read and dropped.
+    pub reset_delay: Duration,
+}
+
+impl Default for RelayOptions {
+    /// A second: several round trips between continents.
+    fn default() -> Self {
+        Self { reset_delay: Duration::from_secs(1) }
+    }
+}
+
+/// One of the two streams, by the argument's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The first stream: who called.
+    A,
+    /// The second stream: who was called.
+    B,
+}
+
+impl Side {
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+/// What a relay has moved, and how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relayed {
+    /// Bytes written to `b`.
+    pub a_to_b: u64,
+    /// Bytes written to `a`.
+    pub b_to_a: u64,
+    /// From the relay's start to the first byte that came from `b`.
+    pub first_byte: Option<Duration>,
+    /// How it ended.
+    pub end: RelayEnd,
+}
+
+impl Default for Relayed {
+    /// A relay that has not begun.
+    fn default() -> Self {
+        Self { a_to_b: 0, b_to_a: 0, first_byte: None, end: RelayEnd::Unfinished }
+    }
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RelayEnd {
+    /// It has not: what is left in a record when the relay's future was dropped.
+    Unfinished,
+    /// Both sides ended their direction in order.
+    Closed,
+    /// This side reset the connection, or closed it while bytes for it were under way.
+    Reset(Side),
+    /// This side stopped answering: keepalive or `TCP_USER_TIMEOUT` gave it up.
+    TimedOut(Side),
+    /// This side's stream ended where its protocol forbids it: TLS without `close_notify`.
+    Truncated(Side),
+    /// This side's stream failed in another way.
+    Failed(Side, io::ErrorKind),
+}
+
+impl RelayEnd {
+    /// A fixed word for logs and metric labels.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Unfinished => "unfinished",
+            Self::Closed => "closed",
+            Self::Reset(Side::A) => "reset_by_a",
+            Self::Reset(Side::B) => "reset_by_b",
+            Self::TimedOut(Side::A) => "a_timed_out",
+            Self::TimedOut(Side::B) => "b_timed_out",
+            Self::Truncated(Side::A) => "truncated_by_a",
+            Self::Truncated(Side::B) => "truncated_by_b",
+            Self::Failed(Side::A, _) => "a_failed",
+            Self::Failed(Side::B, _) => "b_failed",
+        }
+    }
+
+    /// The side that must be told by a reset that the connection broke: the one that is still whole.
+    #[must_use]
+    pub const fn to_reset(self) -> Option<Side> {
+        match self {
+            Self::Unfinished | Self::Closed => None,
+            Self::Reset(side) | Self::TimedOut(side) | Self::Truncated(side) | Self::Failed(side, _) => {
+                Some(side.other())
+            }
+        }
+    }
+
+    fn from_error(side: Side, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected => Self::Reset(side),
+            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                Self::TimedOut(side)
+            }
+            io::ErrorKind::UnexpectedEof => Self::Truncated(side),
+            kind => Self::Failed(side, kind),
+        }
+    }
+}
+
+/// Makes the closing of a socket a reset (`SO_LINGER` of zero); what is not yet sent is discarded.
+///
+/// # Errors
+/// The kernel refused the option.
+pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
+}
+
+/// Copies bytes both ways until both sides have ended or one has broken.
+///
+/// The end of one direction is passed on alone. When one side breaks, the other is set to be reset: dropping it sends the RST.
+pub async fn relay(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions) -> Relayed {
+    let mut relayed = Relayed::default();
+    relay_observed(a, b, options, &mut relayed).await;
+    relayed
+}
+
+/// [`relay`], with a record that is up to date whenever the future rests, and so also after it was dropped.
+pub async fn relay_observed(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions, relayed: &mut Relayed) {
+    relay_streams(a, b, options, relayed).await;
+    let reset = match relayed.end.to_reset() {
+        Some(Side::A) => reset_on_close(a),
+        Some(Side::B) => reset_on_close(b),
+        None => Ok(()),
+    };
+    // A socket that takes no option any more is closed already.
+    drop(reset);
+}
+
+/// [`relay_observed`] between streams of any kind, such as TLS and TCP. The caller passes a break on:
+/// see [`RelayEnd::to_reset`] and [`reset_on_close`].
+pub async fn relay_streams<A, B>(a: &mut A, b: &mut B, options: &RelayOptions, relayed: &mut Relayed)
+where
+    A: AsyncRead + AsyncWrite + Unpin + ?Sized,
+    B: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
+    let mut copying = Copying { started: Instant::now(), a_to_b: Direction::new(), b_to_a: Direction::new() };
+    let end = poll_fn(|context| copying.poll(context, a, b, relayed)).await;
+    if let RelayEnd::Reset(by) = end {
+        let (ended, mut backwards) = match by {
+            Side::A => (copying.a_to_b.ended(), copying.b_to_a),
+            Side::B => (copying.b_to_a.ended(), copying.a_to_b),
+        };
+        if let Some(at) = ended {
+            let delay = pin!(tokio::time::sleep_until(at + options.reset_delay));
+            match by {
+                Side::A => discard(&mut backwards, b, delay).await,
+                Side::B => discard(&mut backwards, a, delay).await,
+            }
+        }
+    }
+    relayed.end = end;
+}
+
+struct Copying {
+    started: Instant,
+    a_to_b: Direction,
+    b_to_a: Direction,
+}
+
+impl Copying {
+    fn poll<A, B>(&mut self, context: &mut Context<'_>, a: &mut A, b: &mut B, relayed: &mut Relayed) -> Poll<RelayEnd>
+    where
+        A: AsyncRead + AsyncWrite + Unpin + ?Sized,
+        B: AsyncRead + AsyncWrite + Unpin + ?Sized,
+    {
+        let forwards = self.a_to_b.poll(context, Pin::new(&mut *a), Pin::new(&mut *b));
+        let backwards = self.b_to_a.poll(context, Pin::new(&mut *b), Pin::new(&mut *a));
+        relayed.a_to_b = self.a_to_b.moved();
+        relayed.b_to_a = self.b_to_a.moved();
+        if relayed.first_byte.is_none() && relayed.b_to_a > 0 {
+            relayed.first_byte = Some(self.started.elapsed());
+        }
+        match (forwards, backwards) {
+            (Poll::Ready(Err(fault)), _) => Poll::Ready(end_of(Side::A, Side::B, &fault)),
+            (_, Poll::Ready(Err(fault))) => Poll::Ready(end_of(Side::B, Side::A, &fault)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(RelayEnd::Closed),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+fn end_of(reader: Side, writer: Side, fault: &Fault) -> RelayEnd {
+    match fault {
+        Fault::Reading(error) => RelayEnd::from_error(reader, error),
+        Fault::Writing(error) => RelayEnd::from_error(writer, error),
+    }
+}
+
+/// Reads and drops what comes until the time is over. An end of the stream does not shorten it: its reader may still be behind.
+async fn discard<S: AsyncRead + Unpin + ?Sized>(direction: &mut Direction, stream: &mut S, mut until: Pin<&mut Sleep>) {
+    let mut ended = false;
+    poll_fn(|context| {
+        if until.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        ended = ended || direction.poll_discard(context, Pin::new(&mut *stream)).is_ready();
+        Poll::Pending
+    })
+    .await;
+}
