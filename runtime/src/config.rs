@@ -93,7 +93,7 @@ pub struct OtlpConfig {
 
 /// The flags of a program without subcommands.
 #[derive(Clone, Debug, clap::Parser)]
-#[command(version)]
+#[command(name = "isthmus", version, about = "A part of Isthmus, the multi-cluster federation gateway mesh", long_about = None)]
 pub struct Flags {
     /// The configuration file (YAML).
     #[arg(long, value_name = "FILE", env = "ISTHMUS_CONFIG")]

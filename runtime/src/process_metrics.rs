@@ -1,4 +1,5 @@
-//! What the kernel knows about this process, under the names that every Prometheus client library uses.
+//! What the kernel knows about this process, under the names that every Prometheus client library uses, and what the
+//! asynchronous runtime knows about itself.
 
 use std::fmt;
 use std::fs;
@@ -9,6 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
+use tokio::runtime::Handle;
 
 /// The unit of the processor times in `/proc/self/stat` (`USER_HZ`): part of Linux's binary interface and the same on
 /// every architecture that we build for, see proc(5).
@@ -59,6 +61,34 @@ impl Collector for ProcessMetrics {
         let started = self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let help = "Start of the process since the Unix epoch";
         metric(&mut encoder, "process_start_time", help, Some(&Unit::Seconds), &ConstGauge::new(started))
+    }
+}
+
+/// The load of the asynchronous runtime: tasks that are never finished show here first.
+#[derive(Debug)]
+pub(crate) struct RuntimeMetrics {
+    runtime: Handle,
+}
+
+impl RuntimeMetrics {
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self { runtime }
+    }
+}
+
+impl Collector for RuntimeMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let runtime = self.runtime.metrics();
+        let numbers = [
+            ("runtime_tasks", "Tasks that have not ended", runtime.num_alive_tasks()),
+            ("runtime_queued_tasks", "Tasks that wait in the shared queue to run", runtime.global_queue_depth()),
+            ("runtime_workers", "Worker threads", runtime.num_workers()),
+        ];
+        for (name, help, number) in numbers {
+            let number = ConstGauge::new(i64::try_from(number).unwrap_or(i64::MAX));
+            metric(&mut encoder, name, help, None, &number)?;
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::admin;
 use crate::config::{self, Configuration, RuntimeConfig};
 use crate::process::Process;
+use crate::process_metrics::RuntimeMetrics;
 use crate::signals::Signals;
 use crate::telemetry::Telemetry;
 
@@ -73,6 +74,7 @@ where
     let context = runtime.enter();
     let listeners = runtime.block_on(Listeners::bind(&config))?;
     let process = Process::new(program, config.drain_deadline, Some(listeners.admin), Some(listeners.health));
+    process.register(|registry| registry.register_collector(Box::new(RuntimeMetrics::new(runtime.handle().clone()))));
     let telemetry = Telemetry::start(program, &config, &process)?;
     let signals = Signals::watch(process.clone())?;
     info!(program, version = env!("CARGO_PKG_VERSION"), admin = %listeners.admin, health = %listeners.health, "started");
@@ -142,7 +144,9 @@ where
 {
     let starting = process.readiness().require("the program's start");
     let _servers = listeners.serve(&process);
-    let main = Box::pin(hold_through_first_poll(starting, main(configuration, process.clone())));
+    let handles = process.clone();
+    // One future around all of main, so that a panic before its first wait is caught too.
+    let main = Box::pin(hold_through_first_poll(starting, async move { main(configuration, handles).await }));
     let mut main = std::pin::pin!(AssertUnwindSafe(main).catch_unwind());
     let drain = process.drain();
     let early = tokio::select! {

@@ -5,6 +5,7 @@
 //!           └─► INFO and above, without the exporter's own targets ─► batches ─► OTLP/gRPC
 //! ```
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -130,6 +131,9 @@ fn log_panics() {
         let location = panic.location().map(ToString::to_string);
         let message = panic.payload_as_str().unwrap_or("no message");
         let thread = std::thread::current().name().map(str::to_owned);
-        tracing::error!(location, thread, "panicked: {message}");
+        // Captured only where RUST_BACKTRACE asks for it.
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        tracing::error!(location, thread, backtrace, "panicked: {message}");
     }));
 }
