@@ -30,6 +30,7 @@
 //!
 //! [`layout`] builds the federation's keys; what the values hold is not this crate's concern.
 
+pub mod contract;
 pub mod layout;
 
 mod embedded;
