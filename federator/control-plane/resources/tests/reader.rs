@@ -158,7 +158,7 @@ fn a_broken_field_is_named_with_its_line() {
         (service("  - port: 80\n    protocol: ICMP\n"), Some(9), Some("spec.ports[0].protocol"), "ICMP"),
         (service("  - name: x\n"), None, Some("spec.ports[0].port"), "no port"),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: A_b}\n".to_owned(), Some(3), Some("metadata.name"), "A_b"),
-        ("apiVersion: v1\nkind: Service\n".to_owned(), None, None, "metadata"),
+        ("apiVersion: v1\nkind: Service\n".to_owned(), Some(1), Some("metadata.name"), "missing"),
         ("# c\nkind: Service\n".to_owned(), Some(2), Some("apiVersion"), "missing"),
         ("a: 1\nb: [\n".to_owned(), None, None, ""),
         ("a:\n  b: 1\n c: 2\n".to_owned(), Some(3), None, ""),
