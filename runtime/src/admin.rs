@@ -7,7 +7,8 @@
 //! | `/readyz` | 200, or 503 and what is waited for |
 //! | `/livez` | 200 as long as the runtime turns |
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -17,9 +18,7 @@ use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::Duration;
+use tokio::task::{AbortHandle, JoinSet};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
@@ -28,7 +27,7 @@ use crate::process::Process;
 /// The media type of OpenMetrics 1.0 text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How many connections one listener serves at a time; further ones wait in the kernel's queue.
+/// How many connections one listener serves at a time.
 const MAX_CONNECTIONS: usize = 128;
 
 /// How long a client may take to send a request's head, and how long a connection may idle between two.
@@ -48,19 +47,23 @@ pub(crate) fn health_routes(process: &Process) -> Router {
 }
 
 /// Serves HTTP/1.1 until aborted; its connections end with it.
+///
+/// Anyone may connect, so the newest connection always gets in, and the oldest makes room: a probe is over in
+/// milliseconds, and clients that only hold connections open cannot keep it out.
 pub(crate) async fn serve(listener: TcpListener, routes: Router) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
+    let mut open: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
     loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let routes = routes.clone();
-                connections.spawn(async move {
-                    serve_connection(stream, routes).await;
-                    drop(slot);
-                });
+                while connections.try_join_next().is_some() {}
+                open.retain(|connection| !connection.is_finished());
+                if open.len() >= MAX_CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
+                open.push_back(connections.spawn(serve_connection(stream, routes.clone())));
             }
             Err(error) => {
                 warn!(%error, "cannot accept an admin connection");

@@ -9,8 +9,9 @@
 //!
 //! The environment name of a field is the program's prefix and the field's path in capitals, words split by `_` and
 //! levels by `__`: `runtime.drainDeadline` of `east-west-gateway` is
-//! `ISTHMUS_EAST_WEST_GATEWAY_RUNTIME__DRAIN_DEADLINE`. Values are read like YAML scalars, or as `[a, b]` and `{a=b}`.
-//! The names that Kubernetes injects for a Service called `isthmus-<program>` are passed over.
+//! `ISTHMUS_EAST_WEST_GATEWAY_RUNTIME__DRAIN_DEADLINE`. Values are read as YAML: `5s`, `[a, b]`, `{a: b}`; where a
+//! field wants text, what YAML takes for something else (`007`, `true`) stands as it is written. The names that Kubernetes
+//! injects for a Service called `isthmus-<program>` are passed over.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -158,5 +159,26 @@ impl OtlpConfig {
             problems.push(format!("runtime.otlp.sampleRatio: {} is not between 0 and 1", self.sample_ratio));
         }
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[test]
+    fn the_configuration_file_is_a_flag() {
+        Flags::command().debug_assert();
+        let flags = Flags::try_parse_from(["sidecar", "--config", "/etc/isthmus/sidecar.yaml"]);
+        assert!(flags.is_ok_and(|flags| flags.config == *"/etc/isthmus/sidecar.yaml"));
+        assert!(Flags::try_parse_from(["sidecar", "--config"]).is_err());
+        assert!(Flags::try_parse_from(["sidecar", "--config", "a", "b"]).is_err());
+    }
+
+    #[test]
+    fn the_defaults_have_no_problems() {
+        assert!(RuntimeConfig::default().problems().is_empty());
     }
 }

@@ -136,7 +136,24 @@ impl<'de> Deserialize<'de> for Written {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back_the_same(seconds: u64, nanoseconds in 0..1_000_000_000_u32) {
+            let duration = Duration::new(seconds, nanoseconds);
+            prop_assert_eq!(parse(&format(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC*|[0-9a-z]{0,40}") {
+            if let Ok(duration) = parse(&text) {
+                prop_assert_eq!(parse(&format(duration)), Ok(duration));
+            }
+        }
+    }
 
     #[test]
     fn every_unit_is_read_and_written_back() {

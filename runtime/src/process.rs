@@ -122,3 +122,24 @@ impl Process {
         self.shared.debug_routes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::gauge::Gauge;
+
+    use super::*;
+
+    #[test]
+    fn a_process_for_tests_binds_nothing_and_encodes_its_metrics() {
+        let process = Process::for_tests();
+        assert_eq!((process.admin_address(), process.health_address()), (None, None));
+        process.register(|registry| registry.register("exports", "Exports known", Gauge::<i64>::default()));
+        process.clone().register(|registry| registry.register("imports", "Imports known", Gauge::<i64>::default()));
+        let text = process.metrics_text().unwrap_or_default();
+        assert!(text.contains("\nisthmus_test_exports 0\n"), "{text}");
+        assert!(text.contains("\nisthmus_test_imports 0\n"), "{text}");
+        assert!(!process.drain().draining());
+        process.trigger_drain();
+        assert!(process.drain().draining());
+    }
+}

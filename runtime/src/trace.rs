@@ -57,8 +57,31 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use opentelemetry::trace::TraceContextExt;
+    use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_a_peer_sends_is_passed_on_well_formed_or_not_at_all(
+            parent in prop_oneof!["[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", "[ -~]{0,80}"],
+            state in "[ -~]{0,80}",
+        ) {
+            let mut incoming = headers(&parent);
+            incoming.insert("tracestate", HeaderValue::from_str(&state).unwrap());
+            let context = extract(&incoming);
+            let mut outgoing = HeaderMap::new();
+            inject(&context, &mut outgoing);
+            let valid = context.span().span_context().is_valid();
+            prop_assert_eq!(outgoing.contains_key("traceparent"), valid);
+            if valid {
+                // The same ids, in the version that we speak: a caller of a later one is understood as far as that.
+                let passed_on = outgoing["traceparent"].to_str().unwrap();
+                prop_assert_eq!(&passed_on[..3], "00-");
+                prop_assert_eq!(&passed_on[3..52], &parent[3..52]);
+            }
+        }
+    }
 
     const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 

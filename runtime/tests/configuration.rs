@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_runtime::{Configuration, LogFormat, RuntimeConfig, load};
+use proptest::prelude::*;
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -52,6 +53,26 @@ fn read(yaml: &str, environment: &[(&str, &str)]) -> Result<Example, Vec<String>
         let file = file.display().to_string();
         error.problems.into_iter().map(|problem| problem.replacen(&file, "FILE", 1)).collect()
     })
+}
+
+proptest! {
+    #[test]
+    fn any_document_is_accepted_or_refused_with_a_reason(
+        yaml in prop_oneof![
+            "\\PC*",
+            "(clusterName: [a-z.0-9]{1,4}\n)?(idle: [0-9]{1,3}(s|ms)?\n)?(gateways: (\\[\\]|\\[\\{[a-z]{0,3}: 1\\}, 2, \\[3\\]\\]|x)\n)?\
+             (weights: (\\{a: -?[0-9]{1,3}, b: [0-9]{1,3}\\}|1)\n)?(runtime: (\\{\\}|\\{log: [a-z]?\\}|~|1)\n)?",
+        ],
+        variable in "[A-Z_]{0,20}",
+        text in "\\PC*",
+    ) {
+        let variable = format!("ISTHMUS_THE_EXAMPLE_{variable}");
+        if let Err(problems) = read(&yaml, &[(&variable, &text)]) {
+            prop_assert!(!problems.is_empty());
+            let sourced = |problem: &String| problem.starts_with("FILE: ") || problem.starts_with(&format!("{variable}: "));
+            prop_assert!(problems.iter().all(sourced), "{problems:?}");
+        }
+    }
 }
 
 #[test]
@@ -102,8 +123,8 @@ fn the_environment_goes_before_the_file() {
         &[
             ("ISTHMUS_THE_EXAMPLE_RUNTIME__DRAIN_DEADLINE", "2s"),
             ("ISTHMUS_THE_EXAMPLE_RUNTIME__OTLP__ENDPOINT", "http://collector:4317"),
-            ("ISTHMUS_THE_EXAMPLE_RUNTIME__ADMIN", "127.0.0.9:15020"),
-            ("ISTHMUS_THE_EXAMPLE_GATEWAYS", "[{address=\"127.0.0.2:1\"}]"),
+            ("ISTHMUS_THE_EXAMPLE_RUNTIME__ADMIN", "[::1]:15020"),
+            ("ISTHMUS_THE_EXAMPLE_GATEWAYS", "[{address: '127.0.0.2:1'}]"),
             ("ISTHMUS_THE_EXAMPLE_WEIGHTS__A", "7"),
             ("ISTHMUS_CONFIG", "/elsewhere"),
             ("ISTHMUS_OTHER_CLUSTER_NAME", "not ours"),
@@ -113,14 +134,14 @@ fn the_environment_goes_before_the_file() {
     assert_eq!(example.runtime.drain_deadline, Duration::from_secs(2));
     assert_eq!(example.runtime.log.format, LogFormat::Json, "what the environment leaves out stays");
     assert_eq!(example.runtime.otlp.unwrap().endpoint, "http://collector:4317");
-    assert_eq!(example.runtime.admin, "127.0.0.9:15020".parse().unwrap());
+    assert_eq!(example.runtime.admin, "[::1]:15020".parse().unwrap());
     assert_eq!(example.gateways[0].address, "127.0.0.2:1".parse().unwrap());
     assert_eq!(example.weights["a"], 7);
 }
 
 #[test]
-fn a_variable_that_looks_like_a_number_can_be_text() {
-    for text in ["5", "007", "true", "-1", "x"] {
+fn a_variable_is_text_where_text_is_wanted_whatever_it_looks_like() {
+    for text in ["5", "007", "true", "-1", "x", "", "~", "[a", "[a]", "a: b", "# a", "\"\\"] {
         let example = read("{}", &[("ISTHMUS_THE_EXAMPLE_CLUSTER_NAME", text)]).unwrap();
         assert_eq!(example.cluster_name, text);
     }

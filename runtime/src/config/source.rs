@@ -37,7 +37,8 @@ impl Sources {
                 continue;
             }
             let path: Vec<String> = field.split("__").map(camel_case).collect();
-            let value: Value = text.parse().unwrap_or_else(|_| Value::from(text.as_str()));
+            // As YAML, like the file; figment's own reader of variables panics on a quoted text that ends in a backslash.
+            let value = serde_saphyr::from_str::<Value>(&text).unwrap_or_else(|_| Value::from(text.as_str()));
             figment = figment.merge(Document { name: variable.clone(), dict: nest(&path, value) });
             raw.insert(path, text);
         }

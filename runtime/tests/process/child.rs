@@ -44,6 +44,7 @@ async fn behave(behaviour: String, process: Process) -> anyhow::Result<()> {
                 std::thread::park();
             }
         }
+        "trace" => tracing::info_span!("request").in_scope(|| {}),
         "fail" => anyhow::bail!(std::io::Error::other("the disk is gone")),
         "panic" => panic!("a mistake of ours"),
         other => anyhow::bail!("unknown behaviour {other}"),

@@ -36,11 +36,16 @@ fn a_main_that_does_not_return_is_cut_off_at_the_deadline() {
 
 #[test]
 fn a_hold_that_is_never_dropped_is_cut_off_at_the_deadline() {
-    let running = start(&format!("{SEPARATE}, drainDeadline: 300ms"), |_| async { Ok(()) });
+    let (send, receive) = std::sync::mpsc::channel();
     let started = Instant::now();
-    let _hold = running.process.drain().hold();
+    let running = start(&format!("{SEPARATE}, drainDeadline: 300ms"), |process| async move {
+        send.send(process.drain().hold())?;
+        Ok(())
+    });
+    let hold = receive.recv_timeout(PATIENCE).unwrap();
     assert_eq!(running.end(), ExitCode::SUCCESS);
-    assert!(started.elapsed() < PATIENCE);
+    assert!(started.elapsed() >= Duration::from_millis(300), "not before: {:?}", started.elapsed());
+    drop(hold);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -114,5 +115,25 @@ fn an_address_in_use_is_one_line_naming_field_and_address() {
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let expected = format!("{named}: cannot listen on {address}: Address already in use (os error 98)");
         assert_eq!(complaints(&ended), [expected], "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn an_absent_or_silent_collector_is_logged_and_delays_the_end_only_briefly() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let absent = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (collector, log) in [
+        (absent, "spans cannot be exported"),
+        (silent.local_addr().unwrap(), "the last spans may not have been exported"),
+    ] {
+        let (_directory, file) =
+            config(&format!("runtime: {{ {SEPARATE}, otlp: {{ endpoint: 'http://{collector}' }} }}"));
+        let mut program = Program::start(&file, "trace");
+        program.wait_for("health=");
+        let started = Instant::now();
+        let ended = program.end();
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}: {}", started.elapsed(), ended.stderr);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.stderr.contains(log), "{}", ended.stderr);
     }
 }
