@@ -1,0 +1,425 @@
+//! Who a member is, and whether a record is really its own word.
+//!
+//! Always bytes first: nothing of a message is decoded before its signature held.
+
+use std::time::SystemTime;
+
+use federation::delegation::{Delegation, HostPattern, NamespaceSet, Overreach};
+use federation::record::RecordKeyError;
+use federation::{ClusterName, FederationDomain, RecordKey};
+use prost::Message as _;
+
+use crate::convert::{ConvertError, at_most, shown};
+use crate::payload::{Payload, Slice};
+use crate::record::v1::{self as wire, Signed};
+use crate::signing::{KeyError, PublicKey, Purpose};
+use crate::unix;
+
+pub use crate::deny_list::{DenyList, DenyListError, verify_deny_list};
+
+/// Key rotations of one membership; a new token starts again.
+pub const MAX_GRANTS: usize = 64;
+/// Entries of one list in a delegation.
+pub const MAX_DELEGATED: usize = 1_000;
+/// The largest record that is looked at.
+pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
+
+/// Why a membership is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// A part is missing.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// Not signed by the key that the chain asks for.
+    #[error("the signature of {0} does not hold")]
+    Signature(&'static str),
+    /// Signed, but not decodable.
+    #[error("{0} cannot be decoded")]
+    Decode(&'static str),
+    /// Of another federation.
+    #[error("{part} is of federation {found}")]
+    Federation {
+        /// Which part of the chain.
+        part: &'static str,
+        /// The one it names.
+        found: String,
+    },
+    /// A grant of another cluster or generation than the delegation's.
+    #[error("grant {0} is of another cluster or generation than the delegation")]
+    Grant(usize),
+    /// `after_sequence` is not 0 in the first grant, or does not grow.
+    #[error("grant {0}: after_sequence does not follow the grant before")]
+    AfterSequence(usize),
+    /// A value that is none.
+    #[error(transparent)]
+    Field(#[from] ConvertError),
+    /// A key that is none.
+    #[error("{part}: {source}")]
+    Key {
+        /// Which part of the chain.
+        part: &'static str,
+        /// What is wrong.
+        source: KeyError,
+    },
+    /// The token was used too late.
+    #[error("the token has expired")]
+    Expired,
+}
+
+/// Why a record is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Larger than [`MAX_RECORD_BYTES`].
+    #[error("the record has {0} bytes, allowed are {MAX_RECORD_BYTES}")]
+    Size(usize),
+    /// Not signed by a publish key of the member.
+    #[error("the record's signature does not hold")]
+    Signature,
+    /// Signed, but no statement.
+    #[error("the record cannot be decoded")]
+    Decode,
+    /// Of another federation.
+    #[error("federation: the record is of {0}")]
+    Federation(String),
+    /// About another cluster.
+    #[error("cluster: the record is of {0}")]
+    Cluster(String),
+    /// Of an older or later membership.
+    #[error("generation: the record is of {found}, the member's is {expected}")]
+    Generation {
+        /// The record's.
+        found: u64,
+        /// The member's.
+        expected: u64,
+    },
+    /// The sequence is outside of what the signing key may use.
+    #[error("sequence: {0} is not for the key that signed it")]
+    Sequence(u64),
+    /// The key is none, or of a later version.
+    #[error("key: {0}")]
+    Key(#[from] RecordKeyError),
+    /// The payload is not of the key's kind, or about another object.
+    #[error("key: {key} cannot carry this {payload}")]
+    Disagreement {
+        /// The record's key.
+        key: RecordKey,
+        /// The payload's kind.
+        payload: &'static str,
+    },
+    /// A value in the payload that is none.
+    #[error(transparent)]
+    Field(#[from] ConvertError),
+    /// More than was delegated.
+    #[error(transparent)]
+    NotDelegated(#[from] Overreach),
+    /// A bundle of another trust domain than the cluster's own.
+    #[error("bundle.trust_domain: {0} is not the cluster's own")]
+    TrustDomain(String),
+}
+
+/// One publish key, and the sequences it may use: above `after`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Grant {
+    key: PublicKey,
+    after: u64,
+}
+
+/// A membership whose whole chain was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedMember {
+    federation: FederationDomain,
+    cluster: ClusterName,
+    generation: u64,
+    delegation: Delegation,
+    token: PublicKey,
+    expires: SystemTime,
+    grants: Vec<Grant>,
+}
+
+/// A record that its cluster really made, parsed and held to its delegation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifiedStatement {
+    /// The cluster that speaks.
+    pub cluster: ClusterName,
+    /// Its membership.
+    pub generation: u64,
+    /// The order of its statements.
+    pub sequence: u64,
+    /// What it is about.
+    pub key: RecordKey,
+    /// When the cluster says it made it.
+    pub issued: SystemTime,
+    /// The value.
+    pub payload: Payload,
+    /// Parts of the value that were dropped since they are outside of the delegation.
+    pub refused: Vec<Overreach>,
+    /// The envelope, to be relayed or stored as it is.
+    pub signed: Signed,
+}
+
+/// The membership root's word inside a token or a member, verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VerifiedDelegation {
+    pub(crate) federation: FederationDomain,
+    pub(crate) cluster: ClusterName,
+    pub(crate) generation: u64,
+    pub(crate) token: PublicKey,
+    pub(crate) expires: SystemTime,
+    namespaces: NamespaceSet,
+    address_ranges: Vec<ipnet::IpNet>,
+    host_names: Vec<HostPattern>,
+}
+
+/// Verifies a membership under the root's public key. `now` is given where a token is turned into a membership; later
+/// it is `None`, since a membership outlives its token.
+///
+/// # Errors
+/// [`MemberError`] names the first part that does not hold.
+pub fn verify_member(
+    root: &PublicKey,
+    federation: &FederationDomain,
+    member: &wire::Member,
+    now: Option<SystemTime>,
+) -> Result<VerifiedMember, MemberError> {
+    let delegation = member.delegation.as_ref().ok_or(MemberError::Missing("delegation"))?;
+    let delegation = verify_delegation(root, delegation)?;
+    if delegation.federation != *federation {
+        return Err(MemberError::Federation { part: "delegation", found: delegation.federation.to_string() });
+    }
+    if now.is_some_and(|now| now >= delegation.expires) {
+        return Err(MemberError::Expired);
+    }
+    at_most("grants", &member.grants, MAX_GRANTS)?;
+    let (grants, joined) = verify_grants(&delegation, &member.grants)?;
+    Ok(VerifiedMember {
+        federation: delegation.federation,
+        cluster: delegation.cluster,
+        generation: delegation.generation,
+        delegation: Delegation {
+            namespaces: delegation.namespaces,
+            address_ranges: delegation.address_ranges,
+            host_names: delegation.host_names,
+            joined,
+        },
+        token: delegation.token,
+        expires: delegation.expires,
+        grants,
+    })
+}
+
+pub(crate) fn verify_delegation(root: &PublicKey, signed: &Signed) -> Result<VerifiedDelegation, MemberError> {
+    const PART: &str = "delegation";
+    if !root.verifies(Purpose::Delegation, signed) {
+        return Err(MemberError::Signature(PART));
+    }
+    let delegation = wire::Delegation::decode(signed.message.as_ref()).map_err(|_| MemberError::Decode(PART))?;
+    let within = |error: ConvertError| error.within(PART);
+    let name = |field: &'static str, error| within(ConvertError::new(field, error));
+    Ok(VerifiedDelegation {
+        federation: delegation.federation.parse().map_err(|error| name("federation", error))?,
+        cluster: delegation.cluster.parse().map_err(|error| name("cluster", error))?,
+        generation: delegation.generation,
+        token: PublicKey::from_bytes(&delegation.token_public_key)
+            .map_err(|source| MemberError::Key { part: PART, source })?,
+        expires: unix::from_milliseconds(delegation.expires_at_ms),
+        namespaces: namespaces(&delegation.namespaces).map_err(within)?,
+        address_ranges: address_ranges(&delegation.address_ranges).map_err(within)?,
+        host_names: host_names(&delegation.host_names).map_err(within)?,
+    })
+}
+
+fn namespaces(texts: &[String]) -> Result<NamespaceSet, ConvertError> {
+    at_most("namespaces", texts, MAX_DELEGATED)?;
+    if texts.iter().any(|text| text == "*") {
+        return Ok(NamespaceSet::All);
+    }
+    let parse = |text: &String| text.parse().map_err(|error| ConvertError::new("namespaces", error));
+    texts.iter().map(parse).collect::<Result<_, _>>().map(NamespaceSet::Some)
+}
+
+fn address_ranges(texts: &[String]) -> Result<Vec<ipnet::IpNet>, ConvertError> {
+    at_most("address_ranges", texts, MAX_DELEGATED)?;
+    let problem = |text: &String| ConvertError::new("address_ranges", format!("{} is no CIDR range", shown(text)));
+    texts.iter().map(|text| text.parse().map_err(|_| problem(text))).collect()
+}
+
+fn host_names(texts: &[String]) -> Result<Vec<HostPattern>, ConvertError> {
+    at_most("host_names", texts, MAX_DELEGATED)?;
+    let check = |text: &String| {
+        let host = text.strip_prefix("*.").unwrap_or(text).to_ascii_lowercase();
+        crate::convert::object_name("host_names", host).map(|_| HostPattern::new(text))
+    };
+    texts.iter().map(check).collect()
+}
+
+/// The publish keys, oldest first, and when the member joined.
+fn verify_grants(delegation: &VerifiedDelegation, grants: &[Signed]) -> Result<(Vec<Grant>, SystemTime), MemberError> {
+    let mut keys: Vec<Grant> = Vec::with_capacity(grants.len());
+    let mut joined = None;
+    for (index, signed) in grants.iter().enumerate() {
+        let signer = keys.last().map_or(delegation.token, |grant| grant.key);
+        if !signer.verifies(Purpose::PublishKeyGrant, signed) {
+            return Err(MemberError::Signature("grant"));
+        }
+        let grant = wire::PublishKeyGrant::decode(signed.message.as_ref()).map_err(|_| MemberError::Decode("grant"))?;
+        if grant.federation != delegation.federation.as_str() {
+            return Err(MemberError::Federation { part: "grant", found: shown(&grant.federation) });
+        }
+        if grant.cluster != delegation.cluster.as_str() || grant.generation != delegation.generation {
+            return Err(MemberError::Grant(index));
+        }
+        let follows = keys.last().map_or(grant.after_sequence == 0, |before| grant.after_sequence > before.after);
+        if !follows {
+            return Err(MemberError::AfterSequence(index));
+        }
+        let key = PublicKey::from_bytes(&grant.publish_public_key)
+            .map_err(|source| MemberError::Key { part: "grant", source })?;
+        keys.push(Grant { key, after: grant.after_sequence });
+        joined.get_or_insert(unix::from_milliseconds(grant.joined_at_ms));
+    }
+    Ok((keys, joined.ok_or(MemberError::Missing("grants"))?))
+}
+
+impl VerifiedMember {
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// Its federation.
+    #[must_use]
+    pub fn federation(&self) -> &FederationDomain {
+        &self.federation
+    }
+
+    /// A higher one replaces this membership.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What it may say.
+    #[must_use]
+    pub fn delegation(&self) -> &Delegation {
+        &self.delegation
+    }
+
+    /// When it joined.
+    #[must_use]
+    pub fn joined(&self) -> SystemTime {
+        self.delegation.joined
+    }
+
+    /// The key of the token it joined with: names a token without revealing it.
+    #[must_use]
+    pub fn token(&self) -> &PublicKey {
+        &self.token
+    }
+
+    /// When the token could no longer be used.
+    #[must_use]
+    pub fn token_expires(&self) -> SystemTime {
+        self.expires
+    }
+
+    /// How many publish keys it has had.
+    #[must_use]
+    pub fn publish_keys(&self) -> usize {
+        self.grants.len()
+    }
+
+    /// Verifies a record, parses it and holds it to the delegation.
+    ///
+    /// # Errors
+    /// [`RecordError`] says what does not hold; nothing of the record is believed then.
+    pub fn verify(&self, signed: &Signed) -> Result<VerifiedStatement, RecordError> {
+        if signed.message.len() > MAX_RECORD_BYTES {
+            return Err(RecordError::Size(signed.message.len()));
+        }
+        let (after, until) = self.signer(signed).ok_or(RecordError::Signature)?;
+        let statement = wire::Statement::decode(signed.message.as_ref()).map_err(|_| RecordError::Decode)?;
+        if statement.federation != self.federation.as_str() {
+            return Err(RecordError::Federation(shown(&statement.federation)));
+        }
+        if statement.cluster != self.cluster.as_str() {
+            return Err(RecordError::Cluster(shown(&statement.cluster)));
+        }
+        if statement.generation != self.generation {
+            return Err(RecordError::Generation { found: statement.generation, expected: self.generation });
+        }
+        if statement.sequence <= after || statement.sequence > until {
+            return Err(RecordError::Sequence(statement.sequence));
+        }
+        let key: RecordKey = statement.key.parse()?;
+        let payload = Payload::from_wire(statement.payload)?;
+        if !payload.agrees_with(&key) {
+            return Err(RecordError::Disagreement { key, payload: payload.kind() });
+        }
+        let (payload, refused) = self.clamp(&key, payload)?;
+        Ok(VerifiedStatement {
+            cluster: self.cluster.clone(),
+            generation: statement.generation,
+            sequence: statement.sequence,
+            key,
+            issued: unix::from_milliseconds(statement.issued_at_ms),
+            payload,
+            refused,
+            signed: signed.clone(),
+        })
+    }
+
+    /// The sequences that the key which signed the record may use: above the first, up to the second. A key that was
+    /// replaced speaks no longer.
+    fn signer(&self, signed: &Signed) -> Option<(u64, u64)> {
+        let mut until = u64::MAX;
+        for grant in self.grants.iter().rev() {
+            if grant.key.verifies(Purpose::Record, signed) {
+                return Some((grant.after, until));
+            }
+            until = grant.after;
+        }
+        None
+    }
+
+    fn clamp(&self, key: &RecordKey, payload: Payload) -> Result<(Payload, Vec<Overreach>), RecordError> {
+        if let Some(namespace) = key.namespace()
+            && !self.delegation.allows_namespace(namespace)
+        {
+            return Err(Overreach::Namespace(namespace.clone()).into());
+        }
+        Ok(match payload {
+            Payload::Export(export) => (Payload::Export(Box::new(self.delegation.clamp_export(*export)?)), Vec::new()),
+            Payload::Gateways(gateways) => {
+                let (gateways, refused) = self.delegation.clamp_gateways(gateways);
+                (Payload::Gateways(gateways), refused)
+            }
+            Payload::Slice(slice) => {
+                let (slice, refused) = self.clamp_slice(slice);
+                (Payload::Slice(slice), refused)
+            }
+            Payload::Bundle { trust_domain, .. } if trust_domain != self.federation.trust_domain(&self.cluster) => {
+                return Err(RecordError::TrustDomain(shown(&trust_domain)));
+            }
+            Payload::Bundle { .. } | Payload::Heads(_) | Payload::Withdrawal | Payload::Unknown => {
+                (payload, Vec::new())
+            }
+        })
+    }
+
+    /// An endpoint keeps its name when its addresses are not delegated: only a flat network makes use of them.
+    fn clamp_slice(&self, mut slice: Slice) -> (Slice, Vec<Overreach>) {
+        let mut refused = Vec::new();
+        for endpoint in &mut slice.endpoints {
+            endpoint.addresses.retain(|address| {
+                let allowed = self.delegation.allows_address(*address);
+                if !allowed {
+                    refused.push(Overreach::Address { gateway: slice.name.clone(), address: *address });
+                }
+                allowed
+            });
+        }
+        (slice, refused)
+    }
+}
