@@ -165,7 +165,7 @@ fn a_broken_field_is_named_with_its_line() {
         (
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\n    isthmus.dev/sidecar: \"yes\"\n"
                 .to_owned(),
-            Some(5),
+            Some(6),
             Some("metadata.annotations.isthmus.dev/sidecar"),
             "yes",
         ),

@@ -1,5 +1,7 @@
 //! v1 Pod.
 
+use std::net::IpAddr;
+
 use federation::Namespace;
 use k8s_openapi::api::core::v1 as core;
 
@@ -20,6 +22,8 @@ pub struct Pod {
     pub node: Option<String>,
     /// Whether it carries `isthmus.dev/sidecar: "true"`.
     pub sidecar: bool,
+    /// Its addresses, from its status, once it has some.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl TryFrom<&core::Pod> for Pod {
@@ -47,6 +51,22 @@ impl TryFrom<&core::Pod> for Pod {
             service_account: account.unwrap_or_else(|| "default".to_owned()),
             node: spec.and_then(|spec| spec.node_name.clone()),
             sidecar,
+            addresses: addresses(pod)?,
         })
     }
+}
+
+fn addresses(pod: &core::Pod) -> Result<Vec<IpAddr>, FieldError> {
+    let Some(status) = &pod.status else { return Ok(Vec::new()) };
+    let parse = |text: &str, field: String| {
+        text.parse().map_err(|_| FieldError::new(field, format_args!("{text:?} is no address")))
+    };
+    let several = status.pod_ips.as_deref().unwrap_or_default();
+    if several.is_empty() {
+        let one = status.pod_ip.as_deref().filter(|text| !text.is_empty());
+        return one.into_iter().map(|text| parse(text, "status.podIP".to_owned())).collect();
+    }
+    let parsed =
+        several.iter().enumerate().map(|(index, pod_ip)| parse(&pod_ip.ip, format!("status.podIPs[{index}].ip")));
+    parsed.collect()
 }
