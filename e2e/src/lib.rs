@@ -1,1 +1,3 @@
-//! The lab: N clusters as real processes; the demo and the scenario tests.
+//! The lab: any number of clusters as real processes on loopback; the shop that runs on them; the demo.
+
+pub mod shop;
