@@ -1,1 +1,30 @@
-//! The federation's shared service: who is a member, and which roots speak for it.
+//! trust-bundle: the federation's shared service that answers *who*: which clusters are members, and which roots speak
+//! for each trust domain.
+//!
+//! ```text
+//!  operator, offline                     trust-bundle (replicas share one store)
+//!  ┌──────────────────┐  token           ┌───────────────────────────────────────────┐
+//!  │ membership root  │ ───────► member ─┤ Join ─► members/…, bundles/…, tokens/…    │
+//!  │ (init writes it) │                  │ PublishBundle ─► bundles/…      store     │
+//!  └──────────────────┘                  │ Watch ◄── state ◄── one watch of the store│
+//!                                        └───────────────────────────────────────────┘
+//! ```
+//!
+//! - [`init`] makes a federation: the membership root for the operator, the federation's own authority for the service.
+//! - [`membership`] decides joins and bundles; [`state`] is what watchers are told; [`rpc`] serves both as `trust.v1`.
+//!
+//! Invariants:
+//! - The service holds no key that can mint a membership or a workload's identity: the membership root's secret half never
+//!   reaches it, and what it signs are the federation plane's own certificates.
+//! - A token joins once: what makes a member and what marks its token used is one transaction.
+//! - Nothing is forgotten because a watcher or a store member went away; a member ends only by the operator's word.
+//! - Every stored record is verified before it is stored, and again by whoever receives it.
+
+pub mod config;
+pub mod init;
+pub mod membership;
+pub mod program;
+pub mod rpc;
+pub mod state;
+
+pub use config::Config;

@@ -1,3 +1,65 @@
-//! The federation's shared service: who is a member, and which roots speak for it.
+//! `trust-bundle`: serves trust, or makes a federation (`trust-bundle init`).
 
-fn main() {}
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Parser;
+use federation::FederationDomain;
+use trust_bundle::init::{FederationFile, init};
+use trust_bundle::{Config, program};
+
+#[derive(Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(flatten)]
+    flags: Option<mesh_runtime::Flags>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Makes a federation: the operator's membership root and certificate, and what the services need.
+    Init {
+        /// Where the folders operator/, service/ and federator/ are made.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The federation's domain, for example mesh.example.
+        #[arg(long)]
+        federation: FederationDomain,
+        /// host:port of a trust-bundle replica; may be repeated.
+        #[arg(long = "trust-bundle-address", required = true)]
+        trust_bundle_addresses: Vec<String>,
+        /// host:port of a federator replica; may be repeated.
+        #[arg(long = "federator-address", required = true)]
+        federator_addresses: Vec<String>,
+        /// The operator's name.
+        #[arg(long, default_value = "admin")]
+        operator: String,
+    },
+}
+
+fn complain(error: &dyn std::fmt::Display) -> ExitCode {
+    // With stderr gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "trust-bundle: {error}");
+    ExitCode::FAILURE
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match (arguments.command, arguments.flags) {
+        (Some(Command::Init { dir, federation, trust_bundle_addresses, federator_addresses, operator }), _) => {
+            let file = FederationFile { federation, trust_bundle_addresses, federator_addresses };
+            match init(&dir, &file, &operator, SystemTime::now()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => complain(&error),
+            }
+        }
+        (None, Some(flags)) => {
+            mesh_runtime::run("trust-bundle", &flags.config, |config: Config, process| program::run(config, process))
+        }
+        (None, None) => complain(&"--config FILE or a command is needed, see --help"),
+    }
+}

@@ -11,6 +11,12 @@
 pub const MEMBERS: &str = "members/";
 /// Before every `exports/<namespace>/<service>/<cluster>`.
 pub const EXPORTS: &str = "exports/";
+/// Before every `slices/<namespace>/<service>/<cluster>/<slice>`.
+pub const SLICES: &str = "slices/";
+/// Before every `heads/<cluster>`.
+pub const HEADS: &str = "heads/";
+/// Before every `epochs/<cluster>`.
+pub const EPOCHS: &str = "epochs/";
 /// Before every `gateways/<cluster>`.
 pub const GATEWAYS: &str = "gateways/";
 /// Before every `alive/<cluster>`.
@@ -40,6 +46,21 @@ pub fn exports_of_namespace(namespace: &str) -> String {
 /// The prefix of a service's exports, one for each cluster that exports it.
 pub fn exports_of_service(namespace: &str, service: &str) -> String {
     format!("{EXPORTS}{namespace}/{service}/")
+}
+
+/// The key of one slice of a cluster's headless service.
+pub fn slice(namespace: &str, service: &str, cluster: &str, slice: &str) -> String {
+    format!("{SLICES}{namespace}/{service}/{cluster}/{slice}")
+}
+
+/// The key of what a cluster says its live records are.
+pub fn heads(cluster: &str) -> String {
+    format!("{HEADS}{cluster}")
+}
+
+/// The key of the epoch that fences a cluster's older publishing sessions.
+pub fn epoch(cluster: &str) -> String {
+    format!("{EPOCHS}{cluster}")
 }
 
 /// The key of a cluster's gateways.

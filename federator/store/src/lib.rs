@@ -36,12 +36,14 @@ pub mod layout;
 mod embedded;
 mod entry;
 mod error;
+mod follow;
 mod store;
 mod transaction;
 
 pub use embedded::{Activity, EmbeddedOptions, EmbeddedStore, OpenError};
 pub use entry::{Change, Entry, Incarnation, LeaseId, Revision, WatchBatch};
 pub use error::{Source, StoreError, WatchError};
+pub use follow::{FollowError, Followed, follow};
 pub use store::{Page, RangePage, Snapshot, Store, WatchStream};
 pub use transaction::{
     Committed, Expect, MAX_KEY_BYTES, MAX_OPERATIONS, MAX_REQUEST_BYTES, MAX_VALUE_BYTES, Operation, Transaction,
