@@ -1,0 +1,159 @@
+//! The program's configuration: one YAML file, camelCase.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use federation::{ClusterName, FederationDomain};
+use ipnet::{Ipv4Net, Ipv6Net};
+use mesh_runtime::{Configuration, RuntimeConfig};
+use serde::Deserialize;
+use spiffe_identity::TrustDomain;
+
+/// Everything a control-plane is told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// Logs, metrics, health.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
+    /// The cluster's name in the federation.
+    pub cluster: ClusterName,
+    /// The federation's domain; the cluster's trust domain is `<cluster>.<federation>`.
+    pub federation: FederationDomain,
+    /// Keys, membership, and the last good state of everything: survives restarts, is this program's alone.
+    pub state_directory: PathBuf,
+    /// Kubernetes manifests, watched for changes. `export` writes ServiceExports here.
+    pub manifests_directory: PathBuf,
+    /// Where ServiceImports and the status of ServiceExports are written.
+    pub imports_directory: PathBuf,
+    /// The operator's socket: HTTP and JSON over a Unix socket.
+    pub admin_socket: PathBuf,
+    /// For the cluster's proxies.
+    pub discovery: DiscoveryConfig,
+    /// For everybody else.
+    #[serde(default)]
+    pub dns: DnsConfig,
+    /// Addresses of imported services.
+    #[serde(default)]
+    pub clusterset_ips: ClustersetIpConfig,
+    /// How gateways of other clusters are measured.
+    #[serde(default)]
+    pub probes: ProbeConfig,
+    /// How long a workload's certificate lives; it is renewed at half of it.
+    #[serde(default = "default_svid_lifetime", with = "mesh_runtime::duration")]
+    pub svid_lifetime: Duration,
+    /// How often the whole manifests directory is looked at, whatever was reported to have changed.
+    #[serde(default = "default_rescan", with = "mesh_runtime::duration")]
+    pub rescan_interval: Duration,
+}
+
+/// Where proxies connect.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct DiscoveryConfig {
+    /// The address to listen on; port 15010 by convention.
+    pub listen: SocketAddr,
+}
+
+/// Where names are answered.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct DnsConfig {
+    /// Addresses to listen on, UDP and TCP; none: no DNS.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Which addresses imported services get.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct ClustersetIpConfig {
+    /// IPv4, for example `241.7.0.0/16`: at most a /29 is of use. Clusters may have the same range.
+    pub ipv4: Ipv4Net,
+    /// IPv6, a unique local prefix; none: services get no IPv6 address.
+    pub ipv6: Option<Ipv6Net>,
+}
+
+/// How gateways of other clusters are measured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct ProbeConfig {
+    /// From the end of one probe of a gateway to the next; varied by a fifth.
+    #[serde(with = "mesh_runtime::duration")]
+    pub interval: Duration,
+    /// After this a probe has failed.
+    #[serde(with = "mesh_runtime::duration")]
+    pub timeout: Duration,
+    /// Probes at the same time.
+    pub concurrency: usize,
+}
+
+fn default_svid_lifetime() -> Duration {
+    Duration::from_secs(24 * 60 * 60)
+}
+
+fn default_rescan() -> Duration {
+    Duration::from_secs(5)
+}
+
+impl Default for ClustersetIpConfig {
+    fn default() -> Self {
+        Self { ipv4: Ipv4Net::new_assert(std::net::Ipv4Addr::new(241, 0, 0, 0), 8), ipv6: None }
+    }
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(5), timeout: Duration::from_secs(2), concurrency: 16 }
+    }
+}
+
+impl Config {
+    /// The cluster's trust domain as text.
+    #[must_use]
+    pub fn trust_domain_name(&self) -> String {
+        self.federation.trust_domain(&self.cluster)
+    }
+}
+
+impl Configuration for Config {
+    fn runtime(&self) -> &RuntimeConfig {
+        &self.runtime
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |wrong: bool, text: &str| problems.extend(wrong.then(|| text.to_owned()));
+        check(
+            self.trust_domain_name().parse::<TrustDomain>().is_err(),
+            "federation: with the cluster's name it makes no trust domain",
+        );
+        check(self.clusterset_ips.ipv4.prefix_len() > 29, "clustersetIps.ipv4: a prefix of at most 29 bits is needed");
+        check(
+            self.clusterset_ips.ipv6.is_some_and(|net| net.prefix_len() > 120),
+            "clustersetIps.ipv6: a prefix of at most 120 bits is needed",
+        );
+        check(self.probes.interval < Duration::from_millis(100), "probes.interval: at least 100ms");
+        check(self.probes.timeout.is_zero(), "probes.timeout: must be longer than 0s");
+        check(self.probes.concurrency == 0, "probes.concurrency: at least 1");
+        check(self.svid_lifetime < Duration::from_secs(60), "svidLifetime: at least 1m");
+        check(self.rescan_interval < Duration::from_millis(100), "rescanInterval: at least 100ms");
+        check(
+            within(&self.imports_directory, &self.manifests_directory),
+            "importsDirectory: must not lie within manifestsDirectory",
+        );
+        check(
+            within(&self.manifests_directory, &self.imports_directory),
+            "manifestsDirectory: must not lie within importsDirectory",
+        );
+        check(
+            within(&self.state_directory, &self.manifests_directory),
+            "stateDirectory: must not lie within manifestsDirectory",
+        );
+        problems
+    }
+}
+
+fn within(inner: &Path, outer: &Path) -> bool {
+    inner.starts_with(outer)
+}

@@ -1,0 +1,217 @@
+//! One service of this cluster, with its endpoints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use federation::export::IpFamily;
+use federation::{Export, HeadlessEndpoint, Locality, Port, ServiceId, ServiceType, ZoneCapacity};
+use federation_resources::pruned::{Endpoint, EndpointSlice, Service, ServiceExport, ServiceKind};
+
+use super::LocalIndex;
+
+/// A service and, if somebody asked for it, its export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalService {
+    /// Its name.
+    pub id: ServiceId,
+    /// The Service; absent when only a ServiceExport has the name.
+    pub service: Option<Service>,
+    /// The ServiceExport, if there is one.
+    pub export: Option<ServiceExport>,
+    /// Endpoints with a sidecar, by id.
+    pub endpoints: Vec<LocalEndpoint>,
+    /// Endpoints without: they count as no capacity.
+    pub without_sidecar: u32,
+    /// A headless service's endpoints with a sidecar, by slice.
+    pub slices: BTreeMap<String, Vec<HeadlessEndpoint>>,
+}
+
+/// An endpoint with a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// `<cluster>/<namespace>/<pod>`
+    pub id: String,
+    /// Its pod's name.
+    pub pod: String,
+    /// Of the service's first family where the pod has several.
+    pub address: IpAddr,
+    /// All of its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its node's place.
+    pub locality: Locality,
+    /// May take traffic.
+    pub ready: bool,
+    /// Who it is.
+    pub service_account: String,
+    /// The number behind each of the service's ports, by the port's name; `None` where the slice leaves it open.
+    pub targets: BTreeMap<String, Option<u16>>,
+}
+
+/// Why a ServiceExport exports nothing: the reasons of its condition `Valid=False`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// There is no Service of the name.
+    NoService,
+    /// An ExternalName service.
+    InvalidServiceType,
+}
+
+impl LocalService {
+    pub(super) fn compute(
+        index: &LocalIndex,
+        id: &ServiceId,
+        service: Option<Service>,
+        export: Option<ServiceExport>,
+    ) -> Self {
+        let first_family = service.as_ref().and_then(|service| service.ip_families.first().copied());
+        let headless = service.as_ref().is_some_and(|service| service.kind == ServiceKind::Headless);
+        let mut collected =
+            Collected { index, first_family, by_pod: BTreeMap::new(), without_sidecar: BTreeSet::new() };
+        let mut slices = BTreeMap::new();
+        for slice in index.slices(id) {
+            let endpoints: Vec<_> =
+                slice.endpoints.iter().filter_map(|endpoint| collected.add(slice, endpoint)).collect();
+            if headless {
+                slices.insert(slice.name.clone(), endpoints);
+            }
+        }
+        Self {
+            id: id.clone(),
+            service,
+            export,
+            without_sidecar: u32::try_from(collected.without_sidecar.len()).unwrap_or(u32::MAX),
+            endpoints: collected.by_pod.into_values().collect(),
+            slices,
+        }
+    }
+
+    /// The Service, if its export is asked for and possible; `Ok(None)` when no export is asked for.
+    ///
+    /// # Errors
+    /// [`Invalid`]: asked for, but not possible.
+    pub fn exported(&self) -> Result<Option<(&Service, &ServiceExport)>, Invalid> {
+        let Some(export) = &self.export else { return Ok(None) };
+        match &self.service {
+            None => Err(Invalid::NoService),
+            Some(service) if service.kind == ServiceKind::ExternalName => Err(Invalid::InvalidServiceType),
+            Some(service) => Ok(Some((service, export))),
+        }
+    }
+
+    /// Whether an export is asked for and possible.
+    #[must_use]
+    pub fn is_exported(&self) -> bool {
+        matches!(self.exported(), Ok(Some(_)))
+    }
+
+    /// Capacity by zone as it is, sorted.
+    #[must_use]
+    pub fn zones(&self) -> Vec<ZoneCapacity> {
+        let mut zones: BTreeMap<&Locality, (u32, u32)> = BTreeMap::new();
+        for endpoint in &self.endpoints {
+            let (total, ready) = zones.entry(&endpoint.locality).or_default();
+            *total += 1;
+            *ready += u32::from(endpoint.ready);
+        }
+        let zone =
+            |(locality, (total, ready)): (&Locality, _)| ZoneCapacity { locality: locality.clone(), total, ready };
+        zones.into_iter().map(zone).collect()
+    }
+
+    /// Who may answer, sorted.
+    #[must_use]
+    pub fn service_accounts(&self) -> BTreeSet<String> {
+        self.endpoints.iter().map(|endpoint| endpoint.service_account.clone()).collect()
+    }
+
+    /// The export as it is published: with the capacity that was decided to be told. `created` stands in where the
+    /// ServiceExport does not say when it was made.
+    #[must_use]
+    pub fn as_export(&self, created: SystemTime, zones: Vec<ZoneCapacity>) -> Option<Export> {
+        let (service, export) = self.exported().ok()??;
+        Some(Export {
+            service: self.id.clone(),
+            service_type: match service.kind {
+                ServiceKind::Headless => ServiceType::Headless,
+                ServiceKind::Addressed | ServiceKind::ExternalName => ServiceType::ClusterSetIP,
+            },
+            ports: service.ports.clone(),
+            client_ip_affinity: service.client_ip_affinity,
+            ip_families: service.ip_families.clone(),
+            internal_traffic_policy: service.internal_traffic_policy.clone(),
+            traffic_distribution: service.traffic_distribution.clone(),
+            labels: export.labels.clone(),
+            annotations: export.annotations.clone(),
+            created: export.created.unwrap_or(created),
+            service_accounts: self.service_accounts().into_iter().collect(),
+            zones,
+        })
+    }
+
+    /// The number that a pod listens on for a port of the service.
+    #[must_use]
+    pub fn target(endpoint: &LocalEndpoint, port: &Port) -> Option<u16> {
+        endpoint.targets.get(&port.name).map(|target| target.unwrap_or(port.port))
+    }
+}
+
+struct Collected<'a> {
+    index: &'a LocalIndex,
+    first_family: Option<IpFamily>,
+    by_pod: BTreeMap<String, LocalEndpoint>,
+    without_sidecar: BTreeSet<String>,
+}
+
+impl Collected<'_> {
+    /// Takes one endpoint of a slice; a pod of two families is in two slices and counts once.
+    fn add(&mut self, slice: &EndpointSlice, endpoint: &Endpoint) -> Option<HeadlessEndpoint> {
+        let address = *endpoint.addresses.first()?;
+        let pod = endpoint.pod.as_ref().and_then(|name| self.index.pod(&slice.namespace, name));
+        let Some(pod) = pod.filter(|pod| pod.sidecar) else {
+            self.without_sidecar.insert(endpoint.pod.clone().unwrap_or_else(|| address.to_string()));
+            return None;
+        };
+        let locality = self.locality(endpoint, pod.node.as_deref());
+        let targets = slice.ports.iter().map(|port| (port.name.clone(), port.port));
+        let known = self.by_pod.entry(pod.name.clone()).or_insert_with(|| LocalEndpoint {
+            id: self.index.endpoint_id(&slice.namespace, &pod.name),
+            pod: pod.name.clone(),
+            address,
+            addresses: BTreeSet::new(),
+            locality: locality.clone(),
+            ready: endpoint.ready,
+            service_account: pod.service_account.clone(),
+            targets: BTreeMap::new(),
+        });
+        if family(address) == self.first_family.unwrap_or(IpFamily::IPv4) && family(known.address) != family(address) {
+            known.address = address;
+        }
+        known.addresses.extend(endpoint.addresses.iter().copied());
+        known.targets.extend(targets);
+        known.ready |= endpoint.ready;
+        Some(HeadlessEndpoint {
+            hostname: endpoint.hostname.clone(),
+            addresses: endpoint.addresses.clone(),
+            locality,
+            ready: endpoint.ready,
+            service_account: pod.service_account.clone(),
+        })
+    }
+
+    /// The node's place where the node is known, else the zone that the slice says.
+    fn locality(&self, endpoint: &Endpoint, pods_node: Option<&str>) -> Locality {
+        let node = endpoint.node.as_deref().or(pods_node);
+        match node.and_then(|node| self.index.locality_of_node(node)) {
+            Some(locality) => locality.clone(),
+            None => Locality::new("", endpoint.zone.clone().unwrap_or_default()),
+        }
+    }
+}
+
+fn family(address: IpAddr) -> IpFamily {
+    match address {
+        IpAddr::V4(_) => IpFamily::IPv4,
+        IpAddr::V6(_) => IpFamily::IPv6,
+    }
+}

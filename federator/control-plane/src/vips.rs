@@ -1,0 +1,312 @@
+//! Clusterset IPs: which imported service has which address in this cluster.
+//!
+//! Pure. An address stays with its service for the import's life, comes back to the same service when that returns
+//! within [`QUARANTINE`], and goes to no other one before: resolvers and connections outlive an import.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, SystemTime};
+
+use federation::ServiceId;
+use federation::export::IpFamily;
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+/// A released address is given to no other service for this long.
+pub const QUARANTINE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// No address is left.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no free address in {range} for {service}")]
+pub struct Exhausted {
+    range: String,
+    service: ServiceId,
+}
+
+/// Gives addresses to services.
+#[derive(Clone, Debug)]
+pub struct VipAllocator {
+    ipv4: Ipv4Net,
+    ipv6: Option<Ipv6Net>,
+    assigned: BTreeMap<ServiceId, BTreeMap<IpFamily, IpAddr>>,
+    taken: BTreeSet<IpAddr>,
+    released: BTreeMap<IpAddr, Released>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Released {
+    service: ServiceId,
+    until: SystemTime,
+}
+
+/// An allocator's state, as it is kept on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedVips {
+    assigned: Vec<SavedVip>,
+    released: Vec<SavedRelease>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedVip {
+    service: String,
+    address: IpAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedRelease {
+    service: String,
+    address: IpAddr,
+    until_unix_seconds: u64,
+}
+
+impl VipAllocator {
+    /// An allocator with what was saved; addresses outside of the ranges, which may have changed, are forgotten.
+    #[must_use]
+    pub fn new(ipv4: Ipv4Net, ipv6: Option<Ipv6Net>, saved: SavedVips) -> Self {
+        let mut allocator =
+            Self { ipv4, ipv6, assigned: BTreeMap::new(), taken: BTreeSet::new(), released: BTreeMap::new() };
+        for SavedVip { service, address } in saved.assigned {
+            let Ok(service) = service.parse::<ServiceId>() else { continue };
+            if allocator.in_range(address) && allocator.taken.insert(address) {
+                allocator.assigned.entry(service).or_default().insert(family(address), address);
+            }
+        }
+        for SavedRelease { service, address, until_unix_seconds } in saved.released {
+            let Ok(service) = service.parse() else { continue };
+            if allocator.in_range(address) && !allocator.taken.contains(&address) {
+                let until = SystemTime::UNIX_EPOCH + Duration::from_secs(until_unix_seconds.min(1 << 40));
+                allocator.released.insert(address, Released { service, until });
+            }
+        }
+        allocator
+    }
+
+    /// What to keep on disk.
+    #[must_use]
+    pub fn saved(&self) -> SavedVips {
+        let assigned = self.assigned.iter().flat_map(|(service, addresses)| {
+            addresses.values().map(|address| SavedVip { service: service.to_string(), address: *address })
+        });
+        let released = self.released.iter().map(|(address, released)| SavedRelease {
+            service: released.service.to_string(),
+            address: *address,
+            until_unix_seconds: released.until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+        });
+        SavedVips { assigned: assigned.collect(), released: released.collect() }
+    }
+
+    /// Whether addresses of the family are given out at all.
+    #[must_use]
+    pub fn supports(&self, family: IpFamily) -> bool {
+        family == IpFamily::IPv4 || self.ipv6.is_some()
+    }
+
+    /// The service's address of a family, a new one if it has none; `None` when the family is not supported.
+    ///
+    /// # Errors
+    /// [`Exhausted`]
+    pub fn allocate(
+        &mut self,
+        service: &ServiceId,
+        family: IpFamily,
+        now: SystemTime,
+    ) -> Result<Option<IpAddr>, Exhausted> {
+        if let Some(address) = self.assigned.get(service).and_then(|addresses| addresses.get(&family)) {
+            return Ok(Some(*address));
+        }
+        self.released.retain(|_, released| released.until > now);
+        let Some(range) = self.range(family) else { return Ok(None) };
+        let own = self
+            .released
+            .iter()
+            .find(|(address, released)| released.service == *service && self::family(**address) == family);
+        let address = match own {
+            Some((address, _)) => *address,
+            None => self
+                .free(&range, service)
+                .ok_or_else(|| Exhausted { range: range.name.clone(), service: service.clone() })?,
+        };
+        self.released.remove(&address);
+        self.taken.insert(address);
+        self.assigned.entry(service.clone()).or_default().insert(family, address);
+        Ok(Some(address))
+    }
+
+    /// The service is imported no longer: its addresses rest. Returns whether it had any.
+    pub fn release(&mut self, service: &ServiceId, now: SystemTime) -> bool {
+        let Some(addresses) = self.assigned.remove(service) else { return false };
+        for address in addresses.into_values() {
+            self.taken.remove(&address);
+            self.released.insert(address, Released { service: service.clone(), until: now + QUARANTINE });
+        }
+        true
+    }
+
+    /// Services with addresses.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceId> {
+        self.assigned.keys()
+    }
+
+    fn in_range(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4.contains(&address),
+            IpAddr::V6(address) => self.ipv6.is_some_and(|range| range.contains(&address)),
+        }
+    }
+
+    fn range(&self, family: IpFamily) -> Option<Range> {
+        match family {
+            IpFamily::IPv4 => Some(Range {
+                name: self.ipv4.to_string(),
+                network: IpAddr::V4(self.ipv4.network()),
+                // Without the first and the last address, which some stacks take for network and broadcast.
+                size: (1_u64 << (32 - u32::from(self.ipv4.prefix_len()))) - 2,
+            }),
+            IpFamily::IPv6 => self.ipv6.map(|range| Range {
+                name: range.to_string(),
+                network: IpAddr::V6(range.network()),
+                size: (1_u64 << (128 - u32::from(range.prefix_len())).min(32)) - 1,
+            }),
+        }
+    }
+
+    /// A free address, searched from where the service's name hashes to: after a loss of the state most services get
+    /// what they had.
+    fn free(&self, range: &Range, service: &ServiceId) -> Option<IpAddr> {
+        let start = hash(&service.to_string()) % range.size;
+        let candidates = (0..range.size).map(|step| range.address((start + step) % range.size));
+        // Of more candidates than are in use, one is free.
+        let used = self.taken.len() + self.released.len() + 1;
+        candidates.take(used).find(|address| !self.taken.contains(address) && !self.released.contains_key(address))
+    }
+}
+
+struct Range {
+    name: String,
+    network: IpAddr,
+    /// Usable addresses, from the network's own plus one.
+    size: u64,
+}
+
+impl Range {
+    fn address(&self, offset: u64) -> IpAddr {
+        match self.network {
+            // The range has at most 2^32 addresses, so the sum stays in it.
+            IpAddr::V4(network) => {
+                let offset = u32::try_from(offset + 1).unwrap_or(u32::MAX);
+                IpAddr::V4(Ipv4Addr::from(u32::from(network).wrapping_add(offset)))
+            }
+            IpAddr::V6(network) => IpAddr::V6(Ipv6Addr::from(u128::from(network) + u128::from(offset) + 1)),
+        }
+    }
+}
+
+fn family(address: IpAddr) -> IpFamily {
+    match address {
+        IpAddr::V4(_) => IpFamily::IPv4,
+        IpAddr::V6(_) => IpFamily::IPv6,
+    }
+}
+
+/// FNV-1a: spreads names, nothing more.
+fn hash(text: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn service(number: u8) -> ServiceId {
+        format!("shop/s{number}").parse().unwrap()
+    }
+
+    fn allocator(range: &str, saved: SavedVips) -> VipAllocator {
+        VipAllocator::new(range.parse().unwrap(), None, saved)
+    }
+
+    #[test]
+    fn an_address_stays_and_comes_back_within_a_day() {
+        let now = SystemTime::UNIX_EPOCH + QUARANTINE * 1000;
+        let mut vips = allocator("241.7.0.0/16", SavedVips::default());
+        let first = vips.allocate(&service(1), IpFamily::IPv4, now).unwrap().unwrap();
+        assert_eq!(vips.allocate(&service(1), IpFamily::IPv4, now).unwrap(), Some(first));
+        assert_eq!(vips.allocate(&service(1), IpFamily::IPv6, now), Ok(None));
+        vips.release(&service(1), now);
+        let mut vips = allocator("241.7.0.0/16", vips.saved());
+        let later = now + QUARANTINE - Duration::from_secs(1);
+        assert_eq!(vips.allocate(&service(1), IpFamily::IPv4, later).unwrap(), Some(first));
+    }
+
+    #[test]
+    fn a_full_range_is_an_error_until_the_quarantine_ends() {
+        let now = SystemTime::UNIX_EPOCH + QUARANTINE * 1000;
+        let mut vips = allocator("241.7.0.0/29", SavedVips::default());
+        for number in 0..6 {
+            vips.allocate(&service(number), IpFamily::IPv4, now).unwrap();
+        }
+        assert!(vips.allocate(&service(9), IpFamily::IPv4, now).is_err());
+        vips.release(&service(0), now);
+        let error = vips.allocate(&service(9), IpFamily::IPv4, now).unwrap_err();
+        assert_eq!(error.to_string(), "no free address in 241.7.0.0/29 for shop/s9");
+        assert!(vips.allocate(&service(9), IpFamily::IPv4, now + QUARANTINE).unwrap().is_some());
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Allocate(u8),
+        Release(u8),
+        Restart,
+        Wait(u32),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..12_u8).prop_map(Step::Allocate),
+            3 => (0..12_u8).prop_map(Step::Release),
+            1 => Just(Step::Restart),
+            1 => (0..100_000_u32).prop_map(Step::Wait),
+        ];
+        proptest::collection::vec(step, 1..60)
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_shared_or_reused_too_soon(steps in steps()) {
+            let mut now = SystemTime::UNIX_EPOCH + QUARANTINE * 1000;
+            let range = "241.7.0.0/28";
+            let mut vips = allocator(range, SavedVips::default());
+            let mut owner: BTreeMap<IpAddr, (ServiceId, Option<SystemTime>)> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Allocate(number) => {
+                        let Ok(Some(address)) = vips.allocate(&service(number), IpFamily::IPv4, now) else { continue };
+                        prop_assert!(range.parse::<Ipv4Net>().unwrap().contains(&match address { IpAddr::V4(v4) => v4, IpAddr::V6(_) => unreachable!() }));
+                        if let Some((before, released)) = owner.get(&address)
+                            && *before != service(number)
+                        {
+                            prop_assert!(released.is_some_and(|released| released + QUARANTINE <= now), "{before} had {address}");
+                        }
+                        owner.insert(address, (service(number), None));
+                    }
+                    Step::Release(number) => {
+                        if vips.release(&service(number), now) {
+                            for (by, released) in owner.values_mut() {
+                                if *by == service(number) && released.is_none() {
+                                    *released = Some(now);
+                                }
+                            }
+                        }
+                    }
+                    Step::Restart => vips = allocator(range, vips.saved()),
+                    Step::Wait(seconds) => now += Duration::from_secs(seconds.into()),
+                }
+            }
+        }
+    }
+}
