@@ -1,0 +1,8 @@
+//! Every rule with something that breaks it, and beside it something that differs in that one thing and is accepted.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod authorities;
+mod bundles;
+mod certificates;
+mod ids;
+mod leaves;
