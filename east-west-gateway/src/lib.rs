@@ -1,1 +1,30 @@
-//! A layer-4 SNI router between clusters, holding no keys of the traffic it passes.
+//! A layer-4 SNI router between clusters: it sees ClientHellos and ciphertext, and holds no key of what it passes.
+//!
+//! ```text
+//!   other clusters' sidecars                                              control-plane
+//!        │ TLS, SNI outbound_.<port>_.<subset>_.<host>                          │ discovery.v1: Route resources
+//!        ▼                                                                      ▼
+//!   [Gateway] accept ─► admission ─► hello ─► [Routes] ─► [Candidates] ─► dial ─► relay ══► sidecar 15008
+//!                          │           │         │             │            │        │
+//!                        reset       alert     alert         alert       another   access event
+//! ```
+//!
+//! What always holds:
+//! - A connection goes to an endpoint of an exported service of this cluster, or nowhere: whatever SNI is made up.
+//! - Who is refused is told by a TLS alert at once, so that a caller goes elsewhere without waiting.
+//! - A connection sees one state of the routes; a bad resource leaves the last good one in place.
+//! - Without a control-plane the gateway goes on, and starts again, with its last good state.
+//! - Connections, hellos and what they cost are bounded, in all and per source.
+
+mod admission;
+mod close_reason;
+pub mod config;
+mod connection;
+mod gateway;
+mod metrics;
+pub mod routes;
+
+pub use close_reason::{CloseReason, Refusal};
+pub use config::Config;
+pub use gateway::Gateway;
+pub use metrics::Metrics;

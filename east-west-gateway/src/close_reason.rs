@@ -1,0 +1,110 @@
+//! Why a connection ended: chosen where it ends, used for the log line and the metric's label.
+
+use relay::{ClientHelloError, ReadHelloError, RelayEnd, Side, alert};
+
+/// Why a connection was not passed on to any endpoint though its hello is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The hello names no server.
+    NoServerName,
+    /// The server name is not one of ours.
+    UnknownName,
+    /// The server name asks for another cluster: this gateway leads into its own only.
+    OtherCluster,
+    /// The service is not exported by this cluster, or does not exist: a stranger is not told which.
+    NotExported,
+    /// The service is exported, but not this port of it.
+    PortNotExported,
+    /// No endpoint of the service is ready.
+    NoReadyEndpoint,
+    /// None of the endpoints tried within the budget could be reached.
+    Unreachable,
+}
+
+impl Refusal {
+    /// The alert that tells the client.
+    #[must_use]
+    pub const fn alert(self) -> [u8; 7] {
+        match self {
+            Self::NoServerName => alert::MISSING_EXTENSION,
+            Self::UnknownName | Self::OtherCluster | Self::NotExported | Self::PortNotExported => {
+                alert::UNRECOGNIZED_NAME
+            }
+            Self::NoReadyEndpoint | Self::Unreachable => alert::INTERNAL_ERROR,
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// Passed on to an endpoint, until this.
+    Relayed(RelayEnd),
+    /// Answered with an alert instead of being passed on.
+    Refused(Refusal),
+    /// The client closed or reset before it had sent a byte: a probe.
+    Probe,
+    /// The client closed or reset within its hello.
+    HelloCutOff,
+    /// The hello did not arrive in time.
+    HelloTooSlow,
+    /// The first bytes were not TLS.
+    NotTls,
+    /// The hello went beyond the limit of bytes.
+    HelloTooLarge,
+    /// The hello was malformed.
+    HelloMalformed,
+    /// The drain's deadline came first.
+    Drained,
+    /// The process ended it in another way.
+    Aborted,
+}
+
+impl CloseReason {
+    /// What became of a hello that could not be read.
+    #[must_use]
+    pub const fn of_hello(error: &ReadHelloError) -> Self {
+        match error {
+            ReadHelloError::Refused(ClientHelloError::NotTls) => Self::NotTls,
+            ReadHelloError::Refused(ClientHelloError::TooLarge { .. }) => Self::HelloTooLarge,
+            ReadHelloError::Refused(_) => Self::HelloMalformed,
+            ReadHelloError::TooSlow { .. } => Self::HelloTooSlow,
+            ReadHelloError::Closed { received: 0 } => Self::Probe,
+            _ => Self::HelloCutOff,
+        }
+    }
+
+    /// A fixed word: the label `reason`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Relayed(end) => match end {
+                RelayEnd::Closed => "closed",
+                RelayEnd::Reset(Side::A) => "client_reset",
+                RelayEnd::Reset(Side::B) => "endpoint_reset",
+                RelayEnd::TimedOut(Side::A) => "client_timed_out",
+                RelayEnd::TimedOut(Side::B) => "endpoint_timed_out",
+                RelayEnd::Truncated(Side::A) | RelayEnd::Failed(Side::A, _) => "client_failed",
+                RelayEnd::Truncated(Side::B) | RelayEnd::Failed(Side::B, _) => "endpoint_failed",
+                _ => "unfinished",
+            },
+            Self::Refused(refusal) => match refusal {
+                Refusal::NoServerName => "no_server_name",
+                Refusal::UnknownName => "unknown_name",
+                Refusal::OtherCluster => "other_cluster",
+                Refusal::NotExported => "not_exported",
+                Refusal::PortNotExported => "port_not_exported",
+                Refusal::NoReadyEndpoint => "no_ready_endpoint",
+                Refusal::Unreachable => "unreachable",
+            },
+            Self::Probe => "probe",
+            Self::HelloCutOff => "hello_cut_off",
+            Self::HelloTooSlow => "hello_too_slow",
+            Self::NotTls => "not_tls",
+            Self::HelloTooLarge => "hello_too_large",
+            Self::HelloMalformed => "hello_malformed",
+            Self::Drained => "drained",
+            Self::Aborted => "aborted",
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The gateway between real TLS clients and real TLS endpoints.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod drain;
+mod hostile;
+mod lab;
+mod refusals;
+mod relaying;
+mod routing;
