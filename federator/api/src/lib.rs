@@ -1,4 +1,5 @@
 //! The contracts on every wire, the join token, and signed records.
+pub mod client;
 pub mod convert;
 mod deny_list;
 mod generated;
