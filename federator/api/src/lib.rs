@@ -1,7 +1,7 @@
 //! The contracts on every wire, the join token, and signed records.
 pub mod client;
 pub mod convert;
-mod deny_list;
+pub mod deny_list;
 mod generated;
 pub mod payload;
 pub mod records;

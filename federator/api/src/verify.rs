@@ -330,6 +330,13 @@ impl VerifiedMember {
         self.grants.len()
     }
 
+    /// Whether this is news to somebody who has the other one: a later membership, or the same after a key rotation. What
+    /// does not supersede is an old word said again, by which a captured service would bring a replaced key back.
+    #[must_use]
+    pub fn supersedes(&self, other: &Self) -> bool {
+        (self.generation, self.grants.len()) > (other.generation, other.grants.len())
+    }
+
     /// Verifies a record, parses it and holds it to the delegation.
     ///
     /// # Errors
