@@ -1,3 +1,11 @@
-//! The federation's shared service: what each cluster exports.
+//! `federator`: serves the federation's exports.
 
-fn main() {}
+use std::process::ExitCode;
+
+use federator::{Config, program};
+use mesh_runtime::Flags;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    mesh_runtime::run("federator", &flags.config, |config: Config, process| program::run(config, process))
+}

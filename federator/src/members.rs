@@ -1,0 +1,100 @@
+//! Whose records are believed: the members of the federation less those shut out, followed over `trust.v1`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use federation::{ClusterName, FederationDomain};
+use federation_api::record::v1::{Member, Signed};
+use federation_api::signing::PublicKey;
+use federation_api::trust::v1::WatchResponse;
+use federation_api::verify::{DenyList, VerifiedMember, verify_deny_list, verify_member};
+use tracing::{error, info};
+
+/// The verified members of one federation. Nothing that does not verify under the membership root is in it, whatever
+/// trust-bundle says.
+#[derive(Debug, Clone)]
+pub struct Members {
+    root: PublicKey,
+    federation: FederationDomain,
+    members: BTreeMap<ClusterName, Arc<VerifiedMember>>,
+    /// What was verified, to be written down.
+    sources: BTreeMap<ClusterName, Member>,
+    deny_list: Option<(DenyList, Signed)>,
+}
+
+impl Members {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new(root: PublicKey, federation: FederationDomain) -> Self {
+        Self { root, federation, members: BTreeMap::new(), sources: BTreeMap::new(), deny_list: None }
+    }
+
+    /// A member that is not shut out.
+    #[must_use]
+    pub fn member(&self, cluster: &ClusterName) -> Option<Arc<VerifiedMember>> {
+        self.members.get(cluster).filter(|member| !self.shut_out(member)).cloned()
+    }
+
+    /// Whether the deny-list names the cluster.
+    #[must_use]
+    pub fn is_denied(&self, cluster: &ClusterName) -> bool {
+        self.members.get(cluster).is_some_and(|member| self.shut_out(member))
+    }
+
+    fn shut_out(&self, member: &VerifiedMember) -> bool {
+        self.deny_list.as_ref().is_some_and(|(list, _)| {
+            list.quarantines(member.cluster()) || list.evicts(member.cluster(), member.generation())
+        })
+    }
+
+    /// Everybody that is not shut out.
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterName> {
+        self.members.values().filter(|member| !self.shut_out(member)).map(|member| member.cluster())
+    }
+
+    /// Takes what trust-bundle says, as far as it verifies; a membership of a lower generation replaces nothing.
+    pub fn apply(&mut self, response: &WatchResponse) {
+        for member in &response.members {
+            match verify_member(&self.root, &self.federation, member, None) {
+                Ok(verified) => self.take(verified, member),
+                Err(error) => error!(%error, "trust-bundle named a member that does not verify: ignored"),
+            }
+        }
+        if let Some(signed) = &response.deny_list {
+            self.take_deny_list(signed);
+        }
+    }
+
+    fn take(&mut self, verified: VerifiedMember, source: &Member) {
+        let cluster = verified.cluster().clone();
+        let older = self.members.get(&cluster).is_some_and(|known| known.generation() > verified.generation());
+        if older {
+            error!(%cluster, generation = verified.generation(), "trust-bundle went back to an older membership: ignored");
+            return;
+        }
+        info!(%cluster, generation = verified.generation(), "member");
+        self.sources.insert(cluster.clone(), source.clone());
+        self.members.insert(cluster, Arc::new(verified));
+    }
+
+    fn take_deny_list(&mut self, signed: &Signed) {
+        match verify_deny_list(&self.root, &self.federation, signed) {
+            Ok(list) if self.deny_list.as_ref().is_some_and(|(known, _)| known.epoch > list.epoch) => {
+                error!(epoch = list.epoch, "trust-bundle went back to an older deny-list: ignored");
+            }
+            Ok(list) => self.deny_list = Some((list, signed.clone())),
+            Err(error) => error!(%error, "trust-bundle gave a deny-list that does not verify: ignored"),
+        }
+    }
+
+    /// The whole of it, as it is written to disk and read back through [`apply`](Self::apply).
+    #[must_use]
+    pub fn to_response(&self) -> WatchResponse {
+        WatchResponse {
+            full: true,
+            members: self.sources.values().cloned().collect(),
+            deny_list: self.deny_list.as_ref().map(|(_, signed)| signed.clone()),
+            ..WatchResponse::default()
+        }
+    }
+}
