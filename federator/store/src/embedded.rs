@@ -38,9 +38,13 @@ mod tables;
 mod watcher;
 mod writer;
 
+#[cfg(test)]
+mod failing_disk;
+
 pub use file::OpenError;
 
 use engine::{Command, Engine, Reply};
+use file::Opened;
 use recent::Recent;
 use shared::Shared;
 use watcher::Watcher;
@@ -119,6 +123,11 @@ impl EmbeddedStore {
             tokio::task::spawn_blocking(move || file::open(&path, &options))
         };
         let opened = opening.await.map_err(|error| OpenError::Unreadable { path, source: error.into() })??;
+        Ok(Self::start(opened, history))
+    }
+
+    /// Starts the writer of an opened file.
+    fn start(opened: Opened, history: Revision) -> Self {
         let database = Arc::new(opened.database);
         let (head_sender, head) = watch::channel(opened.position.revision);
         let shared = Arc::new(Shared::new(Arc::clone(&database), Recent::new(opened.position.revision)));
@@ -126,7 +135,7 @@ impl EmbeddedStore {
         let engine = Engine::new(database, opened.position, history);
         tokio::spawn(Writer::new(engine, opened.leases, queue, head_sender, Arc::clone(&shared)).run());
         let queued = Arc::new(Semaphore::new(QUEUED_BYTES));
-        Ok(Self { commands, queued, head, shared, incarnation: opened.incarnation })
+        Self { commands, queued, head, shared, incarnation: opened.incarnation }
     }
 
     /// Serves what is queued, then stops the writer and lets go of the file. Every handle is closed by it, and watches

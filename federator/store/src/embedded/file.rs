@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadableTable};
+use redb::{Database, ReadableTable, StorageBackend};
 
 use super::EmbeddedOptions;
 use super::engine::Position;
@@ -82,17 +82,30 @@ pub(super) fn open(path: &Path, options: &EmbeddedOptions) -> Result<Opened, Ope
     if metadata.len() == 0 {
         sync_directory(path).map_err(refused)?;
     }
-    let database = FileBackend::new(file).and_then(|file| {
-        Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create_with_backend(file)
-    });
-    let database = database.map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.to_owned() },
-        error => OpenError::Unreadable { path: path.to_owned(), source: error.into() },
-    })?;
-    let loaded = load(&database, metadata.ino(), options.restored);
-    match loaded.map_err(|error| OpenError::Unreadable { path: path.to_owned(), source: error.into() })? {
+    let backend = FileBackend::new(file).map_err(|error| unreadable(path, error))?;
+    open_backend(backend, path, metadata.ino(), options.restored)
+}
+
+/// Opens what `backend` holds; `path` is for errors only.
+pub(super) fn open_backend(
+    backend: impl StorageBackend,
+    path: &Path,
+    inode: u64,
+    restored: bool,
+) -> Result<Opened, OpenError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    let database = builder.create_with_backend(backend).map_err(|error| unreadable(path, error))?;
+    match load(&database, inode, restored).map_err(|error| unreadable(path, error))? {
         Loaded::Store { position, incarnation, leases } => Ok(Opened { database, position, incarnation, leases }),
         Loaded::UnknownFormat(found) => Err(OpenError::UnknownFormat { path: path.to_owned(), found }),
+    }
+}
+
+fn unreadable(path: &Path, error: impl Into<redb::Error>) -> OpenError {
+    match error.into() {
+        redb::Error::DatabaseAlreadyOpen => OpenError::InUse { path: path.to_owned() },
+        error => OpenError::Unreadable { path: path.to_owned(), source: error.into() },
     }
 }
 
