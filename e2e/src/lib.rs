@@ -1,3 +1,5 @@
 //! The lab: any number of clusters as real processes on loopback; the shop that runs on them; the demo.
 
+pub mod client;
+pub mod lab;
 pub mod shop;
