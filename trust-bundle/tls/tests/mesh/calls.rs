@@ -20,6 +20,7 @@ use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
+    sync::watch,
     time::timeout,
 };
 use tokio_stream::{Stream, StreamExt};
@@ -184,6 +185,46 @@ async fn a_channel_moves_on_when_its_replica_dies() {
     assert!(answer.starts_with("spiffe://"));
 }
 
+/// A way to a replica that can stop to carry bytes while its connections stay open, as a lost network does.
+async fn way_to(address: SocketAddr, frozen: watch::Receiver<bool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let way = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut carried = Vec::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut frozen = frozen.clone();
+            carried.push(tokio::spawn(async move {
+                let mut far = TcpStream::connect(address).await.unwrap();
+                let frozen = async { frozen.wait_for(|frozen| *frozen).await.map(|_| ()) };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = frozen => std::future::pending().await,
+                }
+            }));
+        }
+    });
+    way
+}
+
+#[tokio::test]
+async fn a_replica_gone_silent_is_noticed_by_its_missing_sign_of_life() {
+    let pair = Pair::new();
+    let one = replica("one", &pair.server(), AcceptLimits::default()).await;
+    let two = replica("two", &pair.server(), AcceptLimits::default()).await;
+    let (freeze, frozen) = watch::channel(false);
+    let way = way_to(one.address, frozen).await;
+    let options = ChannelOptions {
+        keepalive: Duration::from_millis(100),
+        keepalive_timeout: Duration::from_millis(200),
+        ..options()
+    };
+    let channel = rpc::channel([way, two.address], pair.client(), options);
+    let mut messages = open_stream(&channel).await;
+    freeze.send(true).unwrap();
+    assert!(timeout(PATIENCE, messages.message()).await.unwrap().is_err(), "the live stream ends");
+    assert!(who_am_i(&channel).await.unwrap().ends_with("at two"));
+}
+
 #[tokio::test]
 async fn a_failed_connection_says_why_for_each_endpoint() {
     let pair = Pair::new();
@@ -211,7 +252,7 @@ async fn a_quarantine_ends_live_streams_and_refuses_new_ones() {
     let expected = ExpectedPeer::exactly(pair.west.id("cart"));
     let client = client_config(Some(&pair.client_identity), &trust, expected, &[rpc::ALPN]);
     let channel = rpc::channel([one.address], client, options());
-    let mut messages = watch(&channel).await;
+    let mut messages = open_stream(&channel).await;
     pair.trust.deny(DenyList { trust_domains: [pair.east.name.clone()].into(), ..DenyList::default() });
     assert!(timeout(PATIENCE, messages.message()).await.unwrap().is_err(), "the live stream ends");
     assert!(who_am_i(&channel).await.is_err());
@@ -228,13 +269,13 @@ async fn a_client_leaves_a_server_that_is_quarantined() {
     let client = client_config(Some(&pair.client_identity), &trust, expected, &[rpc::ALPN]);
     let options = ChannelOptions { close_when_distrusted: Some(trust.clone()), ..options() };
     let channel = rpc::channel([one.address], client, options);
-    let mut messages = watch(&channel).await;
+    let mut messages = open_stream(&channel).await;
     trust.remove(&pair.west.name);
     assert!(timeout(PATIENCE, messages.message()).await.unwrap().is_err());
 }
 
 /// A live stream, after its first message.
-async fn watch(channel: &Channel) -> tonic::Streaming<String> {
+async fn open_stream(channel: &Channel) -> tonic::Streaming<String> {
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
     let path = http::uri::PathAndQuery::from_static("/test.Answers/Watch");
