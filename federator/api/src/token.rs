@@ -127,6 +127,9 @@ impl JoinToken {
         if message.trust_bundle_addresses.is_empty() {
             return Err(TokenError::Missing("trust-bundle address"));
         }
+        if message.federator_addresses.is_empty() {
+            return Err(TokenError::Missing("federator address"));
+        }
         Ok(Self { message, delegation, key, root })
     }
 

@@ -32,13 +32,12 @@ impl TryFrom<wire::Export> for Export {
     type Error = ConvertError;
 
     fn try_from(export: wire::Export) -> Result<Self, ConvertError> {
-        let families = export.ip_families().collect();
         Ok(Self {
             service: service_id(&export.namespace, &export.service)?,
             service_type: service_type(export.r#type)?,
             ports: ports(export.ports)?,
             client_ip_affinity: affinity(export.client_ip_affinity_seconds)?,
-            ip_families: ip_families(families)?,
+            ip_families: ip_families(export.ip_families)?,
             internal_traffic_policy: visible("internal_traffic_policy", export.internal_traffic_policy, 63)?,
             traffic_distribution: visible("traffic_distribution", export.traffic_distribution, 63)?,
             labels: labels(export.labels)?,
@@ -133,11 +132,11 @@ fn ports(ports: Vec<wire::Port>) -> Result<Vec<Port>, ConvertError> {
     Ok(ports)
 }
 
-fn ip_families(families: Vec<wire::IpFamily>) -> Result<Vec<IpFamily>, ConvertError> {
-    let families = each("ip_families", families, 2, |family| match family {
-        wire::IpFamily::V4 => Ok(IpFamily::IPv4),
-        wire::IpFamily::V6 => Ok(IpFamily::IPv6),
-        wire::IpFamily::Unspecified => Err(ConvertError::new("family", "is unknown")),
+fn ip_families(families: Vec<i32>) -> Result<Vec<IpFamily>, ConvertError> {
+    let families = each("ip_families", families, 2, |number| match wire::IpFamily::try_from(number) {
+        Ok(wire::IpFamily::V4) => Ok(IpFamily::IPv4),
+        Ok(wire::IpFamily::V6) => Ok(IpFamily::IPv6),
+        Ok(wire::IpFamily::Unspecified) | Err(_) => Err(ConvertError::new("family", format!("{number} is unknown"))),
     })?;
     match families.as_slice() {
         [first, second] if first == second => Err(ConvertError::new("ip_families", "one is there twice")),
