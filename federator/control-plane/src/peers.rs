@@ -1,0 +1,316 @@
+//! What is known of the other clusters: memberships, bundles, the deny-list, and their verified records.
+//!
+//! Nothing here is believed before it was verified under the membership root that was pinned at the join. What was
+//! believed stays, across disconnections and restarts, until its owner's signed word or the operator's takes it away.
+
+mod alarms;
+mod trust;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use federation::{ClusterName, Export, FederationDomain, Gateway, HeadlessEndpoint, Namespace, RecordKey, ServiceId};
+use federation_api::federation::v1::ClusterLiveness;
+use federation_api::payload::Payload;
+use federation_api::record::v1::{Signed, Statement};
+use federation_api::records::{Applied, Comparison, HeadScope, Reconciled, RecordSet};
+use federation_api::verify::VerifiedStatement;
+use prost::Message as _;
+use tracing::warn;
+
+pub use alarms::{Alarm, AlarmKind};
+pub use trust::{PeerTrust, TrustRefusal};
+
+/// Records of clusters whose membership has not arrived yet, at most.
+const MAX_WAITING: usize = 10_000;
+/// More withdrawals of one cluster are forgotten where its heads protect their keys.
+const MAX_WITHDRAWALS: usize = 1_000;
+
+/// What the federation knows of a cluster's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Liveness {
+    /// Its lease holds.
+    pub connected: bool,
+    /// Since when, Unix milliseconds.
+    pub since_ms: i64,
+    /// The revision it last said it had applied.
+    pub applied_revision: u64,
+}
+
+/// What a change concerns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerChange {
+    /// Services to compute again.
+    pub services: BTreeSet<ServiceId>,
+    /// Clusters all of whose services are to be computed again.
+    pub clusters: BTreeSet<ClusterName>,
+}
+
+impl PeerChange {
+    fn note(&mut self, cluster: &ClusterName, reconciled: Reconciled) {
+        let Reconciled::Dropped(keys) = reconciled else { return };
+        for key in keys {
+            match key {
+                RecordKey::Export(service) | RecordKey::Slice(service, _) => {
+                    self.services.insert(service);
+                }
+                RecordKey::Gateways | RecordKey::Bundle | RecordKey::Heads => {
+                    self.clusters.insert(cluster.clone());
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is to be computed again.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.clusters.is_empty()
+    }
+
+    /// Adds another change.
+    pub fn add(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.clusters.extend(other.clusters);
+    }
+}
+
+/// The other clusters.
+#[derive(Debug)]
+pub struct Peers {
+    own: ClusterName,
+    trust: PeerTrust,
+    records: RecordSet,
+    waiting: Vec<Signed>,
+    /// Keys that came since a session without resumption began: what its snapshot had.
+    snapshot: BTreeMap<ClusterName, BTreeSet<RecordKey>>,
+    liveness: BTreeMap<ClusterName, Liveness>,
+    alarms: alarms::Alarms,
+    /// When a record of the cluster was last applied.
+    applied: BTreeMap<ClusterName, SystemTime>,
+}
+
+impl Peers {
+    /// Nobody is known.
+    #[must_use]
+    pub fn new(own: ClusterName, federation: FederationDomain) -> Self {
+        Self {
+            own,
+            trust: PeerTrust::new(federation),
+            records: RecordSet::new(),
+            waiting: Vec::new(),
+            snapshot: BTreeMap::new(),
+            liveness: BTreeMap::new(),
+            alarms: alarms::Alarms::default(),
+            applied: BTreeMap::new(),
+        }
+    }
+
+    /// Members, bundles, deny-list.
+    #[must_use]
+    pub fn trust(&self) -> &PeerTrust {
+        &self.trust
+    }
+
+    /// Changes the trust state, and judges the records again that depend on it.
+    pub fn change_trust<T>(&mut self, now: SystemTime, change: impl FnOnce(&mut PeerTrust) -> T) -> (T, PeerChange) {
+        let outcome = change(&mut self.trust);
+        for (cluster, through) in self.trust.deny_list().evictions.clone() {
+            self.records.evict(&cluster, through);
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        let mut change = self.apply(waiting, now);
+        change.clusters.extend(self.records.clusters().cloned());
+        (outcome, change)
+    }
+
+    /// Takes records as they come from the federator or the disk: verified, newest first in effect.
+    pub fn apply(&mut self, records: Vec<Signed>, now: SystemTime) -> PeerChange {
+        let mut change = PeerChange::default();
+        for signed in records {
+            let Some(statement) = self.verify(signed) else { continue };
+            let (cluster, key, sequence) = (statement.cluster.clone(), statement.key.clone(), statement.sequence);
+            self.snapshot.entry(cluster.clone()).or_default().insert(key.clone());
+            match self.records.apply(statement) {
+                Applied::New => {
+                    match &key {
+                        RecordKey::Export(service) | RecordKey::Slice(service, _) => {
+                            change.services.insert(service.clone());
+                        }
+                        RecordKey::Gateways => {
+                            change.clusters.insert(cluster.clone());
+                        }
+                        RecordKey::Bundle | RecordKey::Heads => {}
+                    }
+                    self.applied.insert(cluster, now);
+                }
+                Applied::Same => {
+                    self.applied.insert(cluster, now);
+                }
+                Applied::Stale => {}
+                Applied::Equivocation => {
+                    self.alarms.raise(&cluster, AlarmKind::Equivocation, format!("{key} at sequence {sequence}"), now);
+                }
+            }
+        }
+        change
+    }
+
+    /// A session begins; unless it resumed, a snapshot follows.
+    pub fn session_begins(&mut self) {
+        self.snapshot.clear();
+    }
+
+    /// A snapshot of namespaces is complete: lets go of what it lacked, where the owner's heads agree.
+    pub fn snapshot_complete(&mut self, namespaces: &[Namespace], now: SystemTime) -> PeerChange {
+        let mut change = PeerChange::default();
+        let scopes = namespaces.iter().cloned().map(HeadScope::Namespace).chain([HeadScope::Cluster]);
+        for scope in scopes {
+            for cluster in self.records.clusters().cloned().collect::<Vec<_>>() {
+                let Some(present) = self.snapshot.get(&cluster) else { continue };
+                let present =
+                    present.iter().filter(|key| HeadScope::of(key).as_ref() == Some(&scope)).cloned().collect();
+                change.note(&cluster, self.records.reconcile(&cluster, &scope, &present));
+            }
+        }
+        change.add(self.check_heads(now));
+        change
+    }
+
+    /// Notices what is withheld, and lets go of what memberships that were replaced have said.
+    pub fn check_heads(&mut self, now: SystemTime) -> PeerChange {
+        let mut change = PeerChange::default();
+        let clusters: Vec<_> = self.records.clusters().cloned().collect();
+        for cluster in clusters {
+            let scopes: BTreeSet<HeadScope> =
+                self.records.of_cluster(&cluster).filter_map(|it| HeadScope::of(&it.key)).collect();
+            let mut differing = Vec::new();
+            for scope in &scopes {
+                change.note(&cluster, self.records.drop_replaced(&cluster, scope));
+                if self.records.compare(&cluster, scope) == Comparison::Differs {
+                    differing.push(scope.to_string());
+                }
+            }
+            if self.records.of_cluster(&cluster).filter(|it| !it.is_live()).count() > MAX_WITHDRAWALS {
+                scopes.iter().for_each(|scope| {
+                    self.records.forget_withdrawals(&cluster, scope);
+                });
+            }
+            self.alarms.withheld(&cluster, &differing, now);
+        }
+        change
+    }
+
+    /// Takes the federator's word on the clusters' sessions.
+    pub fn set_liveness(&mut self, clusters: &[ClusterLiveness]) -> PeerChange {
+        let mut change = PeerChange::default();
+        for it in clusters {
+            let Ok(cluster) = it.cluster.parse::<ClusterName>() else { continue };
+            let liveness =
+                Liveness { connected: it.connected, since_ms: it.since_ms, applied_revision: it.applied_revision };
+            let before = self.liveness.insert(cluster.clone(), liveness);
+            if before.is_none_or(|before| before.connected != it.connected) {
+                change.clusters.insert(cluster);
+            }
+        }
+        change
+    }
+
+    /// Whether what a cluster says counts: it is a member, and not shut out.
+    #[must_use]
+    pub fn believes(&self, cluster: &ClusterName) -> bool {
+        *cluster != self.own && self.trust.believes(cluster)
+    }
+
+    /// Who else exports a service, and how.
+    pub fn exports<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = (&'a ClusterName, &'a Export)> {
+        self.records.exports(service).filter(|(cluster, _)| self.believes(cluster))
+    }
+
+    /// The endpoints of a headless service in one cluster.
+    #[must_use]
+    pub fn headless(&self, cluster: &ClusterName, service: &ServiceId) -> Vec<HeadlessEndpoint> {
+        let slices = self.records.of_cluster(cluster).filter_map(|statement| match &statement.payload {
+            Payload::Slice(slice) if slice.service == *service => Some(slice),
+            _ => None,
+        });
+        slices.flat_map(|slice| slice.endpoints.iter().cloned()).collect()
+    }
+
+    /// Every service that some other cluster exports.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceId> {
+        self.records.iter().filter(|it| self.believes(&it.cluster)).filter_map(exported_service)
+    }
+
+    /// The services that one cluster exports.
+    pub fn services_of<'a>(&'a self, cluster: &ClusterName) -> impl Iterator<Item = &'a ServiceId> {
+        self.records.of_cluster(cluster).filter_map(exported_service)
+    }
+
+    /// A cluster's gateways.
+    #[must_use]
+    pub fn gateways(&self, cluster: &ClusterName) -> &[Gateway] {
+        if self.believes(cluster) { self.records.gateways(cluster) } else { &[] }
+    }
+
+    /// A cluster's session, as far as the federation has said.
+    #[must_use]
+    pub fn liveness(&self, cluster: &ClusterName) -> Option<Liveness> {
+        self.liveness.get(cluster).copied()
+    }
+
+    /// The federation has lost touch with it. What is not known is not suspected.
+    #[must_use]
+    pub fn suspect(&self, cluster: &ClusterName) -> bool {
+        self.liveness(cluster).is_some_and(|liveness| !liveness.connected)
+    }
+
+    /// When a record of the cluster was last applied or confirmed.
+    #[must_use]
+    pub fn last_applied(&self, cluster: &ClusterName) -> Option<SystemTime> {
+        self.applied.get(cluster).copied()
+    }
+
+    /// What should worry an operator about a cluster's records.
+    pub fn alarms(&self, cluster: &ClusterName) -> impl Iterator<Item = &Alarm> {
+        self.alarms.of(cluster)
+    }
+
+    /// Members other than this cluster, shut out or not.
+    pub fn others(&self) -> impl Iterator<Item = &ClusterName> {
+        self.trust.members().filter(|cluster| **cluster != self.own)
+    }
+
+    /// All records as they came, to be written down.
+    #[must_use]
+    pub fn envelopes(&self) -> Vec<Signed> {
+        self.records.iter().map(|statement| statement.signed.clone()).chain(self.waiting.iter().cloned()).collect()
+    }
+
+    fn verify(&mut self, signed: Signed) -> Option<VerifiedStatement> {
+        // Only the name of the cluster is read before the signature is checked, to know whose key to check it with.
+        let cluster = Statement::decode(signed.message.as_ref()).ok()?.cluster.parse::<ClusterName>().ok()?;
+        if cluster == self.own {
+            return None;
+        }
+        let Some(member) = self.trust.member(&cluster) else {
+            if self.waiting.len() < MAX_WAITING {
+                self.waiting.push(signed);
+            }
+            return None;
+        };
+        match member.verify(&signed) {
+            Ok(statement) => Some(statement),
+            Err(error) => {
+                warn!(%cluster, %error, "a record is refused");
+                None
+            }
+        }
+    }
+}
+
+fn exported_service(statement: &VerifiedStatement) -> Option<&ServiceId> {
+    match (&statement.key, &statement.payload) {
+        (RecordKey::Export(service), Payload::Export(_)) => Some(service),
+        _ => None,
+    }
+}

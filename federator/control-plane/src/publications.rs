@@ -1,0 +1,174 @@
+//! The cluster's own records: what it wants to say, what it has signed, and what the federator answered.
+//!
+//! Pure. A record is signed again only when its content changes, so a restart sends no burst of news; a record that is no
+//! longer wanted is replaced by a signed withdrawal, never by silence. Each batch ends with new heads.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use federation::RecordKey;
+use federation_api::federation::v1::refusal::Reason;
+use federation_api::federation::v1::{PublishResult, Refusal};
+use federation_api::payload::Payload;
+use federation_api::record::v1::Signed;
+use federation_api::records::{Head, HeadScope};
+use federation_api::signing::{SequenceClock, SignError, Speaker};
+use federation_api::verify::VerifiedMember;
+
+/// Withdrawals that are kept to be said again, at most; the oldest go first.
+const MAX_WITHDRAWALS: usize = 4_096;
+
+/// What the federator answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing yet.
+    Pending,
+    /// Stored durably.
+    Stored,
+    /// Refused.
+    Refused(String),
+}
+
+#[derive(Clone, Debug)]
+struct Own {
+    payload: Payload,
+    sequence: u64,
+    signed: Signed,
+    answer: Answer,
+}
+
+/// Own records under one membership.
+#[derive(Debug)]
+pub struct Publications {
+    speaker: Speaker,
+    clock: SequenceClock,
+    records: BTreeMap<RecordKey, Own>,
+}
+
+impl Publications {
+    /// Goes on with what was signed before, as far as it is of this membership.
+    #[must_use]
+    pub fn new(speaker: Speaker, member: &VerifiedMember, saved: Vec<Signed>) -> Self {
+        let mut clock = SequenceClock::after(0);
+        let mut records = BTreeMap::new();
+        for signed in saved {
+            let Ok(statement) = member.verify(&signed) else { continue };
+            clock = SequenceClock::after(clock.last().max(statement.sequence));
+            let own = Own { payload: statement.payload, sequence: statement.sequence, signed, answer: Answer::Pending };
+            records.insert(statement.key, own);
+        }
+        Self { speaker, clock, records }
+    }
+
+    /// Says `wanted` from now on: all records that are to be live, but bundle and heads. Returns what is newly signed.
+    ///
+    /// # Errors
+    /// [`SignError`]: a payload that is not of its key's kind.
+    pub fn say(&mut self, wanted: &BTreeMap<RecordKey, Payload>, now: SystemTime) -> Result<Vec<Signed>, SignError> {
+        let mut news = Vec::new();
+        let live =
+            self.records.iter().filter(|(key, own)| **key != RecordKey::Heads && own.payload != Payload::Withdrawal);
+        let gone: Vec<_> = live.map(|(key, _)| key).filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        for key in gone {
+            news.push(self.sign(&key, Payload::Withdrawal, now)?);
+        }
+        for (key, payload) in wanted {
+            if self.records.get(key).is_none_or(|own| own.payload != *payload) {
+                news.push(self.sign(key, payload.clone(), now)?);
+            }
+        }
+        let heads = Payload::Heads(self.heads());
+        if self.records.get(&RecordKey::Heads).is_none_or(|own| own.payload != heads) {
+            news.push(self.sign(&RecordKey::Heads, heads, now)?);
+        }
+        self.forget_old_withdrawals();
+        Ok(news)
+    }
+
+    /// Takes the federator's answers. Returns whether one is news.
+    pub fn answer(&mut self, results: &[PublishResult]) -> bool {
+        let mut changed = false;
+        for result in results {
+            let Ok(key) = result.key.parse::<RecordKey>() else { continue };
+            let Some(own) = self.records.get_mut(&key) else { continue };
+            if own.sequence != result.sequence {
+                continue;
+            }
+            let answer = result.refusal.as_ref().map_or(Answer::Stored, |refusal| Answer::Refused(describe(refusal)));
+            changed |= own.answer != answer;
+            own.answer = answer;
+        }
+        changed
+    }
+
+    /// What the federator answered to the record of a key.
+    #[must_use]
+    pub fn answered(&self, key: &RecordKey) -> Option<&Answer> {
+        self.records.get(key).filter(|own| own.payload != Payload::Withdrawal).map(|own| &own.answer)
+    }
+
+    /// Every record, withdrawals included: to be sent where nothing is known, and to be written down.
+    #[must_use]
+    pub fn envelopes(&self) -> Vec<Signed> {
+        self.records.values().map(|own| own.signed.clone()).collect()
+    }
+
+    /// Signs something outside of the set, with the next sequence.
+    pub fn next_sequence(&mut self, now: SystemTime) -> u64 {
+        self.clock.next(now)
+    }
+
+    /// Who speaks.
+    #[must_use]
+    pub fn speaker(&self) -> &Speaker {
+        &self.speaker
+    }
+
+    fn sign(&mut self, key: &RecordKey, payload: Payload, now: SystemTime) -> Result<Signed, SignError> {
+        let sequence = self.clock.next(now);
+        let signed = self.speaker.sign(sequence, now, key, &payload)?;
+        self.records.insert(key.clone(), Own { payload, sequence, signed: signed.clone(), answer: Answer::Pending });
+        Ok(signed)
+    }
+
+    fn heads(&self) -> Vec<Head> {
+        let mut scopes: BTreeMap<HeadScope, Vec<(&RecordKey, u64)>> = BTreeMap::new();
+        for (key, own) in &self.records {
+            let Some(scope) = HeadScope::of(key) else { continue };
+            let lines = scopes.entry(scope).or_default();
+            if own.payload != Payload::Withdrawal {
+                lines.push((key, own.sequence));
+            }
+        }
+        let live = scopes.into_iter().filter(|(_, lines)| !lines.is_empty());
+        live.map(|(scope, lines)| Head::of(scope, lines)).collect()
+    }
+
+    fn forget_old_withdrawals(&mut self) {
+        let mut withdrawn: Vec<_> = self
+            .records
+            .iter()
+            .filter(|(_, own)| own.payload == Payload::Withdrawal)
+            .map(|(key, own)| (own.sequence, key.clone()))
+            .collect();
+        withdrawn.sort_unstable();
+        let many = withdrawn.len().saturating_sub(MAX_WITHDRAWALS);
+        for (_, key) in withdrawn.into_iter().take(many) {
+            self.records.remove(&key);
+        }
+    }
+}
+
+fn describe(refusal: &Refusal) -> String {
+    let reason = match refusal.reason() {
+        Reason::Unspecified => "refused",
+        Reason::NotYours => "not this cluster's record",
+        Reason::Stale => "a higher sequence is stored already",
+        Reason::Equivocation => "another content is stored with the same sequence",
+        Reason::NotDelegated => "outside of the delegation",
+        Reason::Quota => "over the quota",
+        Reason::Malformed => "malformed",
+        Reason::NotPublisher => "another session publishes for this cluster",
+    };
+    if refusal.detail.is_empty() { reason.to_owned() } else { format!("{reason}: {}", refusal.detail) }
+}

@@ -1,0 +1,201 @@
+//! Discovery resources: what proxies are told, made of what the cluster knows.
+//!
+//! A version is the hash of the content, so that equal content has one version on every replica and after any restart.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use federation::merge::Import;
+use federation::{ServiceId, ServiceType};
+use federation_api::discovery::v1::{
+    self as wire, Absent, Binding, Cluster, Endpoint, Mesh, Resource, Route, Service, TrustBundle, Workload,
+    resource::Resource as Content,
+};
+use federation_api::record::v1 as record;
+use prost::Message as _;
+use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
+
+use crate::local::{LocalEndpoint, LocalService, LocalWorkload};
+use crate::snapshot::ExporterView;
+
+/// Where a sidecar takes mesh connections.
+pub const MESH_PORT: u32 = 15008;
+
+/// Bytes of a version.
+const VERSION_BYTES: usize = 16;
+
+/// `mesh`'s age moves in steps: proxies need not hear of every heartbeat.
+const AGE_STEP: Duration = Duration::from_secs(10);
+
+fn resource(name: String, content: Content) -> Resource {
+    let mut resource = Resource { name, version: Vec::new(), resource: Some(content) };
+    let hash = digest(&SHA256, &resource.encode_to_vec());
+    resource.version = hash.as_ref()[..VERSION_BYTES].to_vec();
+    resource
+}
+
+/// `service/<host>`
+#[must_use]
+pub fn service_name(service: &ServiceId) -> String {
+    format!("service/{}", service.host())
+}
+
+/// `route/<host>`
+#[must_use]
+pub fn route_name(service: &ServiceId) -> String {
+    format!("route/{}", service.host())
+}
+
+/// A host that was asked for by name and is not there.
+#[must_use]
+pub fn absent(host: &str) -> Resource {
+    resource(format!("service/{host}"), Content::Absent(Absent {}))
+}
+
+/// A service for the sidecars of its callers. Clusters whose roots are not known are left out: they cannot be called.
+#[must_use]
+pub fn service(import: &Import, vips: &[std::net::IpAddr], clusters: &[ExporterView]) -> Arc<Resource> {
+    let content = Service {
+        namespace: import.service.namespace.to_string(),
+        name: import.service.name.to_string(),
+        host: import.service.host().to_string(),
+        vips: vips.iter().map(ToString::to_string).collect(),
+        ports: import.ports.iter().map(|port| (&port.port).into()).collect(),
+        r#type: record::ServiceType::from(import.service_type).into(),
+        client_ip_affinity_seconds: import
+            .client_ip_affinity
+            .map_or(0, |affinity| u32::try_from(affinity.as_secs()).unwrap_or(u32::MAX)),
+        clusters: clusters.iter().filter(|cluster| cluster.trusted).map(|it| cluster(import, it)).collect(),
+    };
+    Arc::new(resource(service_name(&import.service), Content::Service(content)))
+}
+
+fn cluster(import: &Import, view: &ExporterView) -> Cluster {
+    let headless = import.service_type == ServiceType::Headless;
+    let micros = view.round_trip.map_or(0, |time| u32::try_from(time.as_micros()).unwrap_or(u32::MAX).max(1));
+    Cluster {
+        cluster: view.cluster.to_string(),
+        identities: view.identities.clone(),
+        trust_domain: view.trust_domain.clone(),
+        ports: view.ports.iter().copied().map(u32::from).collect(),
+        zones: view.zones.iter().map(Into::into).collect(),
+        gateways: view.gateways.iter().map(Into::into).collect(),
+        endpoints: view
+            .endpoints
+            .iter()
+            .map(|it| endpoint(it, &view.trust_domain, import.service.namespace.as_str()))
+            .collect(),
+        suspect: view.suspect,
+        headless: if headless { view.headless.iter().map(headless_endpoint).collect() } else { Vec::new() },
+        round_trip_us: micros,
+    }
+}
+
+fn endpoint(endpoint: &LocalEndpoint, trust_domain: &str, namespace: &str) -> Endpoint {
+    Endpoint {
+        id: endpoint.id.clone(),
+        address: endpoint.address.to_string(),
+        mesh_port: MESH_PORT,
+        locality: Some((&endpoint.locality).into()),
+        ready: endpoint.ready,
+        identity: identity(trust_domain, namespace, &endpoint.service_account).unwrap_or_default(),
+    }
+}
+
+fn headless_endpoint(endpoint: &federation::HeadlessEndpoint) -> record::HeadlessEndpoint {
+    record::HeadlessEndpoint {
+        hostname: endpoint.hostname.clone().unwrap_or_default(),
+        addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
+        locality: Some((&endpoint.locality).into()),
+        ready: endpoint.ready,
+        service_account: endpoint.service_account.clone(),
+    }
+}
+
+/// A workload's SPIFFE ID, if the names make one.
+#[must_use]
+pub fn identity(trust_domain: &str, namespace: &str, service_account: &str) -> Option<String> {
+    let trust_domain: TrustDomain = trust_domain.parse().ok()?;
+    SpiffeId::workload(&trust_domain, namespace, service_account).ok().map(|id| id.to_string())
+}
+
+/// An exported service for this cluster's gateways; `None` when it is not exported.
+#[must_use]
+pub fn route(local: &LocalService, trust_domain: &str) -> Option<Arc<Resource>> {
+    let (service, _) = local.exported().ok()??;
+    let tcp = service.ports.iter().filter(|port| port.protocol == federation::Protocol::Tcp);
+    let content = Route {
+        namespace: local.id.namespace.to_string(),
+        name: local.id.name.to_string(),
+        host: local.id.host().to_string(),
+        ports: tcp.map(|port| port.port.into()).collect(),
+        endpoints: local.endpoints.iter().map(|it| endpoint(it, trust_domain, local.id.namespace.as_str())).collect(),
+    };
+    Some(Arc::new(resource(route_name(&local.id), Content::Route(content))))
+}
+
+/// The roots of a trust domain.
+#[must_use]
+pub fn trust_bundle(bundle: &Bundle) -> Arc<Resource> {
+    let content = TrustBundle {
+        trust_domain: bundle.trust_domain.to_string(),
+        x509_authorities: bundle.x509_authorities.iter().map(|der| der.to_vec()).collect(),
+        sequence: bundle.sequence,
+    };
+    Arc::new(resource(format!("trust/{}", bundle.trust_domain), Content::TrustBundle(content)))
+}
+
+/// What a sidecar serves.
+#[must_use]
+pub fn workload(namespace: &str, service_account: &str, found: Option<&LocalWorkload>) -> Resource {
+    let content = Workload {
+        endpoint: found.map(|workload| workload.id.clone()).unwrap_or_default(),
+        namespace: namespace.to_owned(),
+        service_account: service_account.to_owned(),
+        locality: found.map(|workload| (&workload.locality).into()),
+        bindings: found.into_iter().flat_map(|workload| &workload.bindings).map(binding).collect(),
+    };
+    resource("workload".to_owned(), Content::Workload(content))
+}
+
+fn binding(binding: &crate::local::Binding) -> Binding {
+    Binding {
+        host: binding.service.host().to_string(),
+        port: Some((&binding.port).into()),
+        target_port: binding.target.into(),
+    }
+}
+
+/// What every proxy must know.
+#[derive(Clone, Debug)]
+pub struct MeshFacts<'a> {
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// The federation's domain.
+    pub federation: &'a str,
+    /// The cluster's trust domain.
+    pub trust_domain: &'a str,
+    /// The last word from the federation.
+    pub applied: Option<SystemTime>,
+    /// As the operator signed it.
+    pub deny_list: Option<&'a record::Signed>,
+    /// The key to verify it with.
+    pub membership_root: Option<&'a [u8]>,
+}
+
+/// `mesh`
+#[must_use]
+pub fn mesh(facts: &MeshFacts<'_>) -> Arc<Resource> {
+    let since_epoch = facts.applied.and_then(|applied| applied.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    let stepped = since_epoch.as_secs() / AGE_STEP.as_secs() * AGE_STEP.as_secs();
+    let content = Mesh {
+        cluster: facts.cluster.to_owned(),
+        federation: facts.federation.to_owned(),
+        trust_domain: facts.trust_domain.to_owned(),
+        federation_applied_at_ms: i64::try_from(stepped.saturating_mul(1000)).unwrap_or(i64::MAX),
+        deny_list: facts.deny_list.cloned(),
+        membership_root: facts.membership_root.map(<[u8]>::to_vec).unwrap_or_default(),
+    };
+    Arc::new(resource("mesh".to_owned(), wire::resource::Resource::Mesh(content)))
+}

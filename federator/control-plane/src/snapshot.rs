@@ -1,0 +1,168 @@
+//! What the rest of the program sees: immutable, published as a whole, shared by reference.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use federation::merge::{ConflictReason, Import};
+use federation::{ClusterName, Gateway, HeadlessEndpoint, Namespace, ServiceId, ZoneCapacity};
+use federation_api::discovery::v1::Resource;
+use federation_resources::Problem;
+
+use crate::conditions::Condition;
+use crate::local::{LocalEndpoint, NamespaceWorkloads};
+use crate::peers::{Alarm, Liveness};
+
+/// The cluster's view of the federation at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Grows with every snapshot of this process.
+    pub revision: u64,
+    /// The first full state was applied: what is not here does not exist.
+    pub synced: bool,
+    /// The namespaces of this cluster.
+    pub namespaces: Arc<BTreeSet<Namespace>>,
+    /// Imported services.
+    pub services: BTreeMap<ServiceId, Arc<ServiceView>>,
+    /// Clusterset IPs.
+    pub by_vip: Arc<HashMap<IpAddr, ServiceId>>,
+    /// For gateways: exported services.
+    pub routes: BTreeMap<ServiceId, Arc<Resource>>,
+    /// Roots by trust domain.
+    pub trust: BTreeMap<String, Arc<Resource>>,
+    /// What every proxy must know.
+    pub mesh: Arc<Resource>,
+    /// What workloads answer.
+    pub workloads: BTreeMap<Namespace, Arc<NamespaceWorkloads>>,
+    /// ServiceExports and how they go.
+    pub exports: BTreeMap<ServiceId, Arc<ExportView>>,
+    /// The other members.
+    pub clusters: BTreeMap<ClusterName, ClusterStatus>,
+    /// The epoch of the trust state that is in here.
+    pub trust_epoch: u64,
+    /// Identities that are shut out.
+    pub denied: Arc<BTreeSet<String>>,
+    /// How reading manifests goes.
+    pub source: Arc<SourceStatus>,
+    /// The session with the federator.
+    pub federator: LinkStatus,
+    /// The watch of the trust-bundle.
+    pub trust_bundle: LinkStatus,
+    /// Whether the cluster is a member, and of which generation.
+    pub generation: Option<u64>,
+    /// The cluster's own gateways as they are published.
+    pub gateways: Arc<Vec<Gateway>>,
+}
+
+/// An imported service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceView {
+    /// What the exports make together.
+    pub import: Import,
+    /// Its addresses here.
+    pub vips: Vec<IpAddr>,
+    /// Why it has none though it should.
+    pub without_vip: Option<String>,
+    /// What the exporters disagree on.
+    pub conflicts: BTreeSet<ConflictReason>,
+    /// One sentence for each disagreement.
+    pub details: Vec<String>,
+    /// Who exports it.
+    pub clusters: Vec<ExporterView>,
+    /// For sidecars.
+    pub resource: Arc<Resource>,
+}
+
+/// One exporter of an imported service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExporterView {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// It is this one.
+    pub local: bool,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// SPIFFE IDs that may answer.
+    pub identities: Vec<String>,
+    /// The import's ports that it exposes.
+    pub ports: Vec<u16>,
+    /// Its capacity.
+    pub zones: Vec<ZoneCapacity>,
+    /// Where to dial, for other clusters.
+    pub gateways: Vec<Gateway>,
+    /// Whom to dial, for this cluster.
+    pub endpoints: Vec<LocalEndpoint>,
+    /// A headless service's endpoints.
+    pub headless: Vec<HeadlessEndpoint>,
+    /// The federation has lost touch with it.
+    pub suspect: bool,
+    /// Its roots are known; without, it cannot be called.
+    pub trusted: bool,
+    /// Measured, damped.
+    pub round_trip: Option<Duration>,
+}
+
+/// A ServiceExport of this cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExportView {
+    /// `spec.exportedLabels`
+    pub labels: BTreeMap<String, String>,
+    /// `spec.exportedAnnotations`
+    pub annotations: BTreeMap<String, String>,
+    /// When it was made, or first seen.
+    pub created: SystemTime,
+    /// `Valid`, `Ready`, `Conflict`.
+    pub conditions: Vec<Condition>,
+    /// Endpoints with a sidecar by zone, as they are.
+    pub zones: Vec<ZoneCapacity>,
+    /// Endpoints without one.
+    pub without_sidecar: u32,
+    /// Who may answer.
+    pub service_accounts: Vec<String>,
+}
+
+/// Another member, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterStatus {
+    /// Its session with the federation.
+    pub liveness: Option<Liveness>,
+    /// Shut out by the operator.
+    pub quarantined: bool,
+    /// Its membership's generation.
+    pub generation: u64,
+    /// Its roots are known.
+    pub bundle: bool,
+    /// Services it exports to namespaces of this cluster.
+    pub exports: usize,
+    /// Its gateways.
+    pub gateways: Vec<Gateway>,
+    /// When a record of it was last applied or confirmed.
+    pub last_applied: Option<SystemTime>,
+    /// What should worry.
+    pub alarms: Vec<Alarm>,
+}
+
+/// How reading manifests goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceStatus {
+    /// Everything that is wrong now.
+    pub problems: Vec<Problem>,
+    /// Documents of kinds that mean nothing here.
+    pub passed_over: BTreeMap<String, u32>,
+}
+
+/// A connection to the federation's plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// It is open.
+    pub connected: bool,
+    /// Why it is not.
+    pub problem: Option<String>,
+    /// When state last came, or was confirmed to be all there is.
+    pub last_applied: Option<SystemTime>,
+    /// Up to which revision or epoch.
+    pub revision: u64,
+    /// Of which history.
+    pub incarnation: String,
+}
