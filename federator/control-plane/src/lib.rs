@@ -6,6 +6,7 @@ pub mod local;
 pub mod membership;
 pub mod peers;
 pub mod publications;
+pub mod reconciler;
 pub mod resources;
 pub mod snapshot;
 pub mod state;

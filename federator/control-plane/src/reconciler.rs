@@ -1,0 +1,404 @@
+//! The one owner of the cluster's state: inputs go in, effects come out.
+//!
+//! ```text
+//!   Source ─┐                    ┌─► touched services ─► views ─► Snapshot ─► discovery, DNS, files, admin
+//!   Gateways┤                    │
+//!   Trust ──┼─► handle(input) ───┤
+//!   Session ┤                    └─► own records that changed ─► signed ─► federator
+//!   Joined ─┘                                  flush() ─► Effects
+//! ```
+//!
+//! No input or output happens here, and time is an argument: whatever order inputs come in, the state is a function of
+//! them. Before the first full reading of the source nothing is published, withdrawn, released or written.
+
+mod effects;
+mod local;
+mod saved;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use federation::capacity::CapacityReporter;
+use federation::{ClusterName, FederationDomain, Gateway, Namespace, RecordKey, ServiceId, ZoneCapacity};
+use federation_api::client::federation::SessionCursor;
+use federation_api::federation::v1::{ClusterLiveness, PublishResult};
+use federation_api::payload::Payload;
+use federation_api::record::v1::Signed;
+use federation_api::signing::Speaker;
+use federation_api::trust::v1::WatchResponse;
+use federation_api::verify::VerifiedMember;
+use federation_resources::{Change, Problem};
+use spiffe_identity::Bundle;
+use tracing::{error, warn};
+
+use crate::local::{LocalIndex, LocalService, NamespaceWorkloads};
+use crate::peers::{PeerChange, Peers};
+use crate::publications::Publications;
+use crate::snapshot::{ClusterStatus, ExportView, LinkStatus, ServiceView, Snapshot, SourceStatus};
+use crate::vips::VipAllocator;
+
+pub use effects::{Effects, TrustEffect};
+pub use saved::{Restored, files};
+
+/// A moment, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For intervals.
+    pub instant: Instant,
+    /// For people and records.
+    pub system: SystemTime,
+}
+
+impl Now {
+    /// The moment of the call.
+    #[must_use]
+    pub fn read() -> Self {
+        Self { instant: Instant::now(), system: SystemTime::now() }
+    }
+}
+
+/// What happens in the world.
+#[derive(Debug)]
+pub enum Input {
+    /// The source of the cluster's own objects.
+    Source(SourceUpdate),
+    /// The cluster's own gateways, as they say themselves.
+    Gateways(Vec<Gateway>),
+    /// A step of the trust state.
+    Trust(Box<WatchResponse>),
+    /// The watch of the trust-bundle was opened, or lost for a reason.
+    TrustLink(Result<(), String>),
+    /// The session with the federator.
+    Session(SessionInput),
+    /// Round-trip times to other clusters.
+    RoundTrips(BTreeMap<ClusterName, Duration>),
+    /// The cluster became a member, or a member anew.
+    Joined(Box<Joined>),
+}
+
+/// News from the source of the cluster's own objects: manifests, or the Kubernetes API.
+#[derive(Debug, Default)]
+pub struct SourceUpdate {
+    /// Changed objects, in order.
+    pub changes: Vec<Change>,
+    /// With this update everything that there is has been read at least once.
+    pub synced: bool,
+    /// Everything that is wrong now.
+    pub problems: Vec<Problem>,
+    /// Objects of kinds that mean nothing here.
+    pub passed_over: BTreeMap<String, u32>,
+}
+
+/// What happens in the session with the federator.
+#[derive(Debug)]
+pub enum SessionInput {
+    /// It is open.
+    Connected {
+        /// The store's history.
+        incarnation: String,
+        /// Only what changed follows.
+        resumed: bool,
+    },
+    /// Records.
+    Changes(Vec<Signed>, SessionCursor),
+    /// All records of namespaces have come.
+    SnapshotComplete(Vec<Namespace>, SessionCursor),
+    /// Answers.
+    Published(Vec<PublishResult>),
+    /// Other clusters' sessions.
+    Liveness(Vec<ClusterLiveness>),
+    /// The federator is at this revision.
+    Heartbeat(u64),
+    /// Lost, for this reason.
+    Disconnected(String),
+}
+
+/// A membership, as far as it matters here.
+#[derive(Debug)]
+pub struct Joined {
+    /// Who speaks.
+    pub speaker: Speaker,
+    /// The membership.
+    pub member: VerifiedMember,
+    /// The pinned root.
+    pub root: federation_api::signing::PublicKey,
+}
+
+/// What stays the same while the program runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The federation.
+    pub federation: FederationDomain,
+    /// The cluster's trust domain.
+    pub trust_domain: String,
+    /// The cluster's own roots.
+    pub bundle: Bundle,
+}
+
+/// The capacity of one export as it was last told, and who decides when to tell again.
+#[derive(Debug, Default)]
+struct Told {
+    reporter: CapacityReporter,
+    zones: Vec<ZoneCapacity>,
+}
+
+/// What has to be computed again.
+#[derive(Debug, Default)]
+struct Dirty {
+    all: bool,
+    services: BTreeSet<ServiceId>,
+    clusters: BTreeSet<ClusterName>,
+    records: bool,
+    trust: bool,
+    snapshot: bool,
+}
+
+/// The owner.
+#[derive(Debug)]
+pub struct Reconciler {
+    facts: Facts,
+    index: LocalIndex,
+    source: Arc<SourceStatus>,
+    source_synced: bool,
+    services: BTreeMap<ServiceId, Arc<LocalService>>,
+    workloads: BTreeMap<Namespace, Arc<NamespaceWorkloads>>,
+    told: BTreeMap<ServiceId, Told>,
+    first_seen: BTreeMap<ServiceId, SystemTime>,
+    gateways: Vec<Gateway>,
+    peers: Peers,
+    round_trips: BTreeMap<ClusterName, Duration>,
+    publications: Option<Publications>,
+    published_before: Vec<Signed>,
+    published_to: Option<String>,
+    wanted: BTreeMap<RecordKey, Payload>,
+    vips: VipAllocator,
+    views: BTreeMap<ServiceId, Arc<ServiceView>>,
+    exports: BTreeMap<ServiceId, Arc<ExportView>>,
+    routes: BTreeMap<ServiceId, Arc<federation_api::discovery::v1::Resource>>,
+    clusters: BTreeMap<ClusterName, ClusterStatus>,
+    by_vip: Arc<std::collections::HashMap<IpAddr, ServiceId>>,
+    namespaces: Arc<BTreeSet<Namespace>>,
+    peers_synced: bool,
+    /// What is to be reported as applied, once it is written down.
+    session_cursor: Option<SessionCursor>,
+    federator: LinkStatus,
+    trust_bundle: LinkStatus,
+    dirty: Dirty,
+    publish_all: bool,
+    last: Snapshot,
+    save: saved::Unsaved,
+}
+
+impl Reconciler {
+    /// An owner with what was on disk. A cluster that is a member gives `joined`.
+    #[must_use]
+    pub fn new(facts: Facts, vips: VipAllocator, restored: Restored, joined: Option<Joined>, now: Now) -> Self {
+        let mut peers = Peers::new(facts.cluster.clone(), facts.federation.clone());
+        if let Some(joined) = &joined {
+            peers.change_trust(now.system, |trust| {
+                trust.pin(joined.root);
+                trust.apply(&restored.trust)
+            });
+        }
+        peers.apply(restored.peers, now.system);
+        let peers_synced = joined.is_none() || restored.session_cursor != SessionCursor::default();
+        let mut reconciler = Self {
+            index: LocalIndex::new(facts.cluster.clone()),
+            source: Arc::default(),
+            source_synced: false,
+            services: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            told: BTreeMap::new(),
+            first_seen: restored.first_seen,
+            gateways: restored.gateways,
+            peers,
+            round_trips: BTreeMap::new(),
+            publications: None,
+            published_before: restored.published,
+            published_to: None,
+            wanted: BTreeMap::new(),
+            vips,
+            views: BTreeMap::new(),
+            exports: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            clusters: BTreeMap::new(),
+            by_vip: Arc::default(),
+            namespaces: Arc::default(),
+            peers_synced,
+            session_cursor: None,
+            federator: LinkStatus { last_applied: restored.applied_at, ..LinkStatus::default() },
+            trust_bundle: LinkStatus::default(),
+            dirty: Dirty { all: true, records: true, trust: true, snapshot: true, ..Dirty::default() },
+            publish_all: true,
+            last: Snapshot::default(),
+            save: saved::Unsaved::default(),
+            facts,
+        };
+        if let Some(joined) = joined {
+            reconciler.speak_as(joined);
+        }
+        reconciler
+    }
+
+    /// Takes one input. Nothing is computed before [`flush`](Self::flush), so a burst costs once.
+    pub fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Source(update) => self.take_source(update),
+            Input::Gateways(gateways) => {
+                if gateways != self.gateways {
+                    self.gateways = gateways;
+                    self.dirty.records = true;
+                    self.dirty.snapshot = true;
+                    self.save.local = true;
+                }
+            }
+            Input::Trust(update) => self.take_trust(&update, now),
+            Input::TrustLink(state) => {
+                self.trust_bundle.connected = state.is_ok();
+                self.trust_bundle.problem = state.err();
+                self.dirty.snapshot = true;
+            }
+            Input::Session(input) => self.take_session(input, now),
+            Input::RoundTrips(times) => self.take_round_trips(times),
+            Input::Joined(joined) => {
+                self.peers.change_trust(now.system, |trust| trust.pin(joined.root));
+                self.peers_synced = false;
+                self.speak_as(*joined);
+                self.dirty.all = true;
+                self.dirty.trust = true;
+                self.dirty.records = true;
+            }
+        }
+    }
+
+    /// When [`flush`](Self::flush) has something to do though nothing happens.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.told.values().filter_map(|told| told.reporter.next_due()).min()
+    }
+
+    fn speak_as(&mut self, joined: Joined) {
+        let before = match &self.publications {
+            Some(publications) => publications.envelopes(),
+            None => std::mem::take(&mut self.published_before),
+        };
+        self.publications = Some(Publications::new(joined.speaker, &joined.member, before));
+        self.publish_all = true;
+        self.published_to = None;
+    }
+
+    fn take_source(&mut self, update: SourceUpdate) {
+        for change in update.changes {
+            self.index.apply(change);
+        }
+        self.source_synced |= update.synced;
+        let status = SourceStatus { problems: update.problems, passed_over: update.passed_over };
+        if status != *self.source {
+            for problem in status.problems.iter().filter(|problem| !self.source.problems.contains(problem)) {
+                warn!(%problem, "a manifest is not taken");
+            }
+            self.source = Arc::new(status);
+        }
+        self.dirty.snapshot = true;
+    }
+
+    fn take_trust(&mut self, update: &WatchResponse, now: Now) {
+        let (refusals, change) = self.peers.change_trust(now.system, |trust| trust.apply(update));
+        for refusal in refusals {
+            error!(%refusal, "a part of the trust state is refused");
+        }
+        self.touch(change);
+        self.trust_bundle.connected = true;
+        self.trust_bundle.last_applied = Some(now.system);
+        self.trust_bundle.revision = update.epoch;
+        self.trust_bundle.incarnation.clone_from(&update.incarnation);
+        self.dirty.all = true;
+        self.dirty.trust = true;
+        self.dirty.snapshot = true;
+        self.save.trust = true;
+    }
+
+    fn take_session(&mut self, input: SessionInput, now: Now) {
+        self.dirty.snapshot = true;
+        match input {
+            SessionInput::Connected { incarnation, resumed } => {
+                if !resumed {
+                    self.peers.session_begins();
+                }
+                // Another history may lack what was stored in the one before.
+                self.publish_all |= self.published_to.as_ref() != Some(&incarnation);
+                self.published_to = Some(incarnation.clone());
+                self.federator.incarnation = incarnation;
+                self.federator.connected = true;
+                self.federator.problem = None;
+            }
+            SessionInput::Changes(records, cursor) => {
+                let change = self.peers.apply(records, now.system);
+                self.touch(change);
+                self.applied(cursor, now);
+            }
+            SessionInput::SnapshotComplete(namespaces, cursor) => {
+                let change = self.peers.snapshot_complete(&namespaces, now.system);
+                self.touch(change);
+                self.peers_synced = true;
+                self.applied(cursor, now);
+            }
+            SessionInput::Published(results) => {
+                if self.publications.as_mut().is_some_and(|publications| publications.answer(&results)) {
+                    let keys = results.iter().filter_map(|result| result.key.parse().ok());
+                    self.dirty.services.extend(keys.filter_map(|key| match key {
+                        RecordKey::Export(service) => Some(service),
+                        _ => None,
+                    }));
+                }
+            }
+            SessionInput::Liveness(clusters) => {
+                let change = self.peers.set_liveness(&clusters);
+                self.touch(change);
+            }
+            SessionInput::Heartbeat(revision) => {
+                self.federator.last_applied = Some(now.system);
+                self.federator.revision = self.federator.revision.max(revision);
+                let change = self.peers.check_heads(now.system);
+                self.touch(change);
+            }
+            SessionInput::Disconnected(reason) => {
+                self.federator.connected = false;
+                self.federator.problem = Some(reason);
+            }
+        }
+    }
+
+    fn applied(&mut self, cursor: SessionCursor, now: Now) {
+        self.federator.revision = cursor.revision;
+        self.federator.last_applied = Some(now.system);
+        self.session_cursor = Some(cursor);
+        self.save.peers = true;
+    }
+
+    fn touch(&mut self, change: PeerChange) {
+        if !change.is_empty() {
+            self.dirty.services.extend(change.services);
+            self.dirty.clusters.extend(change.clusters);
+            self.save.peers = true;
+        }
+    }
+
+    /// Round-trip times move views only when they moved by more than a quarter: every probe measures another value.
+    fn take_round_trips(&mut self, times: BTreeMap<ClusterName, Duration>) {
+        for (cluster, time) in times {
+            let before = self.round_trips.get(&cluster).copied().unwrap_or_default();
+            let moved = before.abs_diff(time);
+            if before.is_zero() || moved > (before / 4).max(Duration::from_micros(500)) {
+                self.round_trips.insert(cluster.clone(), time);
+                self.dirty.clusters.insert(cluster);
+                self.dirty.snapshot = true;
+            }
+        }
+    }
+}

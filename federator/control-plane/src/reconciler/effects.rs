@@ -1,0 +1,170 @@
+//! What follows from the inputs: files to write, records to publish, a snapshot to show.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use federation::{Namespace, RecordKey};
+use federation_api::client::federation::SessionCursor;
+use federation_api::client::trust::TrustCursor;
+use federation_api::payload::Payload;
+use federation_api::record::v1::Signed;
+use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
+use tracing::error;
+
+use super::{Now, Reconciler};
+use crate::resources::{self, MeshFacts};
+use crate::snapshot::Snapshot;
+
+/// What is to be done, in this order: roots, files, snapshot, then the words to the federation.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Whom to believe from now on.
+    pub trust: Option<TrustEffect>,
+    /// State files by name: durable before anything below is said.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+    /// What everybody sees from now on.
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// Signed records to publish.
+    pub publish: Vec<Signed>,
+    /// The namespaces of the cluster, whenever something is shown.
+    pub namespaces: Option<Arc<BTreeSet<Namespace>>>,
+    /// Other clusters' records are applied, and written down, up to here.
+    pub session_applied: Option<SessionCursor>,
+    /// The trust state is applied, and written down, up to here.
+    pub trust_applied: Option<TrustCursor>,
+    /// The cluster's own bundle, signed anew: the federation has another one, or none.
+    pub bundle: Option<Signed>,
+}
+
+/// Whom the mesh believes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustEffect {
+    /// Roots by trust domain, the cluster's own among them.
+    pub bundles: Vec<Bundle>,
+    /// Who is shut out, whatever the bundles say.
+    pub denied: mesh_tls::DenyList,
+}
+
+impl Reconciler {
+    /// Computes what follows from the inputs since the last call.
+    pub fn flush(&mut self, now: Now) -> Effects {
+        let mut effects = Effects::default();
+        if std::mem::take(&mut self.dirty.trust) {
+            effects.trust = Some(self.trust_effect());
+            effects.bundle = self.own_bundle(now);
+            effects.trust_applied =
+                Some(self.peers.trust().cursor().clone()).filter(|cursor| *cursor != TrustCursor::default());
+        }
+        if self.source_synced {
+            self.refresh_local(now);
+            self.say(&mut effects, now);
+            self.refresh_views(now);
+        }
+        effects.session_applied = self.session_cursor.take();
+        self.save(&mut effects);
+        if std::mem::take(&mut self.dirty.snapshot) && self.source_synced {
+            effects.snapshot = Some(self.snapshot());
+            effects.namespaces = Some(Arc::clone(&self.namespaces));
+        }
+        effects
+    }
+
+    /// Signs what changed of the own records.
+    fn say(&mut self, effects: &mut Effects, now: Now) {
+        if std::mem::take(&mut self.dirty.records) {
+            if self.gateways.is_empty() {
+                self.wanted.remove(&RecordKey::Gateways);
+            } else {
+                self.wanted.insert(RecordKey::Gateways, Payload::Gateways(self.gateways.clone()));
+            }
+            if let Some(publications) = &mut self.publications {
+                match publications.say(&self.wanted, now.system) {
+                    Ok(news) => {
+                        self.save.published |= !news.is_empty();
+                        effects.publish = news;
+                    }
+                    Err(error) => error!(%error, "own records cannot be signed"),
+                }
+            }
+            self.dirty.snapshot = true;
+        }
+        if self.publish_all
+            && let Some(publications) = &self.publications
+        {
+            effects.publish = publications.envelopes();
+            self.publish_all = false;
+        }
+    }
+
+    fn trust_effect(&self) -> TrustEffect {
+        let trust = self.peers.trust();
+        let own = std::iter::once(self.facts.bundle.clone());
+        let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster);
+        let list = trust.deny_list();
+        let domain = |cluster| self.facts.federation.trust_domain(cluster).parse::<TrustDomain>().ok();
+        TrustEffect {
+            bundles: own.chain(others.map(|(_, bundle)| bundle.clone())).collect(),
+            denied: mesh_tls::DenyList {
+                trust_domains: list.clusters.iter().filter_map(domain).collect(),
+                ids: list.spiffe_ids.iter().filter_map(|id| id.parse::<SpiffeId>().ok()).collect(),
+            },
+        }
+    }
+
+    /// The own bundle's record, when the federation is known to have another one or none.
+    fn own_bundle(&mut self, now: Now) -> Option<Signed> {
+        let trust = self.peers.trust();
+        if trust.cursor().incarnation.is_empty() || trust.member(&self.facts.cluster).is_none() {
+            return None;
+        }
+        let known = trust.bundle(&self.facts.cluster);
+        if known.is_some_and(|known| known.x509_authorities == self.facts.bundle.x509_authorities) {
+            return None;
+        }
+        let mut bundle = self.facts.bundle.clone();
+        bundle.sequence = known.map_or(bundle.sequence, |known| bundle.sequence.max(known.sequence + 1));
+        let publications = self.publications.as_mut()?;
+        let sequence = publications.next_sequence(now.system);
+        let signed = crate::membership::sign_bundle(publications.speaker(), &bundle, sequence, now.system);
+        signed.inspect_err(|error| error!(%error, "the own bundle cannot be signed")).ok()
+    }
+
+    fn snapshot(&mut self) -> Arc<Snapshot> {
+        let trust = self.peers.trust();
+        let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster).map(|(_, bundle)| bundle);
+        let bundles = std::iter::once(&self.facts.bundle).chain(others);
+        let by_vip: HashMap<_, _> =
+            self.views.iter().flat_map(|(id, view)| view.vips.iter().map(|address| (*address, id.clone()))).collect();
+        if by_vip != *self.by_vip {
+            self.by_vip = Arc::new(by_vip);
+        }
+        self.last = Snapshot {
+            revision: self.last.revision + 1,
+            synced: self.source_synced && self.peers_synced,
+            namespaces: Arc::clone(&self.namespaces),
+            services: self.views.clone(),
+            by_vip: Arc::clone(&self.by_vip),
+            routes: self.routes.clone(),
+            trust: bundles.map(|bundle| (bundle.trust_domain.to_string(), resources::trust_bundle(bundle))).collect(),
+            mesh: resources::mesh(&MeshFacts {
+                cluster: self.facts.cluster.as_str(),
+                federation: self.facts.federation.as_str(),
+                trust_domain: &self.facts.trust_domain,
+                applied: self.federator.last_applied,
+                deny_list: trust.deny_list_envelope(),
+                membership_root: trust.root().map(|root| root.as_bytes().as_slice()),
+            }),
+            workloads: self.workloads.clone(),
+            exports: self.exports.clone(),
+            clusters: self.clusters.clone(),
+            trust_epoch: trust.cursor().epoch,
+            denied: Arc::new(trust.deny_list().spiffe_ids.clone()),
+            source: Arc::clone(&self.source),
+            federator: self.federator.clone(),
+            trust_bundle: self.trust_bundle.clone(),
+            generation: self.publications.as_ref().map(|publications| publications.speaker().generation),
+            gateways: Arc::new(self.gateways.clone()),
+        };
+        Arc::new(self.last.clone())
+    }
+}

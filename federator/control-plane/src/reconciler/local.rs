@@ -1,0 +1,125 @@
+//! The cluster's own services: computed again where touched, and turned into the records it wants to say.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use federation::{Export, RecordKey, ServiceId};
+use federation_api::payload::{Payload, Slice};
+
+use super::{Now, Reconciler};
+use crate::local::LocalService;
+use crate::resources;
+
+impl Reconciler {
+    /// Computes touched services again. What depends on them is marked.
+    pub(super) fn refresh_local(&mut self, now: Now) {
+        let touched = self.index.take_touched();
+        if touched.namespace_set {
+            self.namespaces = Arc::new(self.index.namespaces());
+            self.dirty.all = true;
+            self.workloads.retain(|namespace, _| self.namespaces.contains(namespace));
+        }
+        let mut namespaces = touched.namespaces;
+        for id in touched.services {
+            let new = self.index.service(&id).map(Arc::new);
+            if self.services.get(&id) == new.as_ref() {
+                continue;
+            }
+            namespaces.insert(id.namespace.clone());
+            match new {
+                Some(service) => self.services.insert(id.clone(), service),
+                None => self.services.remove(&id),
+            };
+            self.refresh_service(&id, now);
+            self.dirty.services.insert(id);
+        }
+        self.poll_capacity(now);
+        for namespace in namespaces {
+            if !self.namespaces.contains(&namespace) {
+                continue;
+            }
+            let same = |service: &&Arc<LocalService>| service.id.namespace == namespace;
+            let services = self.services.values().filter(same).map(Arc::as_ref);
+            let workloads = Arc::new(self.index.workloads(&namespace, services));
+            self.workloads.insert(namespace, workloads);
+            self.dirty.snapshot = true;
+        }
+    }
+
+    fn refresh_service(&mut self, id: &ServiceId, now: Now) {
+        let service = self.services.get(id).cloned();
+        let exported = service.as_ref().filter(|service| service.is_exported());
+        match exported {
+            Some(service) => {
+                let told = self.told.entry(id.clone()).or_default();
+                if let Some(zones) = told.reporter.observe(now.instant, service.zones()) {
+                    told.zones = zones;
+                }
+            }
+            None => {
+                self.told.remove(id);
+            }
+        }
+        if service.as_ref().is_some_and(|service| service.export.is_some()) {
+            if !self.first_seen.contains_key(id) {
+                self.first_seen.insert(id.clone(), whole_seconds(now.system));
+                self.save.local = true;
+            }
+        } else if self.first_seen.remove(id).is_some() {
+            self.save.local = true;
+        }
+        match service.as_ref().and_then(|service| resources::route(service, &self.facts.trust_domain)) {
+            Some(route) => self.routes.insert(id.clone(), route),
+            None => self.routes.remove(id),
+        };
+        self.refresh_records(id);
+    }
+
+    /// Steps of capacity that were held back and are due now.
+    fn poll_capacity(&mut self, now: Now) {
+        let mut due = Vec::new();
+        for (id, told) in &mut self.told {
+            if let Some(zones) = told.reporter.poll(now.instant) {
+                told.zones = zones;
+                due.push(id.clone());
+            }
+        }
+        for id in due {
+            self.refresh_records(&id);
+            self.dirty.services.insert(id);
+        }
+    }
+
+    /// The records that the service wants: its export, and a headless one's slices.
+    fn refresh_records(&mut self, id: &ServiceId) {
+        let mut wanted = Vec::new();
+        if let Some(export) = self.own_export(id) {
+            wanted.push((RecordKey::Export(id.clone()), Payload::Export(Box::new(export))));
+            let slices = self.services.get(id).into_iter().flat_map(|service| &service.slices);
+            wanted.extend(slices.map(|(name, endpoints)| {
+                let slice = Slice { service: id.clone(), name: name.clone(), endpoints: endpoints.clone() };
+                (RecordKey::Slice(id.clone(), name.clone()), Payload::Slice(slice))
+            }));
+        }
+        let keys: BTreeSet<_> = wanted.iter().map(|(key, _)| key.clone()).collect();
+        let of_service = |key: &RecordKey| match key {
+            RecordKey::Export(service) | RecordKey::Slice(service, _) => service == id,
+            _ => false,
+        };
+        self.wanted.retain(|key, _| !of_service(key) || keys.contains(key));
+        self.wanted.extend(wanted);
+        self.dirty.records = true;
+    }
+
+    /// The export as it is published, with the capacity that was last told.
+    pub(super) fn own_export(&self, id: &ServiceId) -> Option<Export> {
+        let created = self.first_seen.get(id).copied().unwrap_or(UNIX_EPOCH);
+        self.services.get(id)?.as_export(created, self.told.get(id)?.zones.clone())
+    }
+}
+
+/// The API's creation times have whole seconds.
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    UNIX_EPOCH + std::time::Duration::from_secs(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+}

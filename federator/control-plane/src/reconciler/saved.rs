@@ -1,0 +1,176 @@
+//! What the owner keeps on disk, and takes up again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use federation::{Gateway, GatewayAddress, Locality, ServiceId};
+use federation_api::client::federation::SessionCursor;
+use federation_api::federation::v1::Publish;
+use federation_api::record::v1::Signed;
+use federation_api::trust::v1::WatchResponse;
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use super::{Effects, Reconciler};
+use crate::state::{StateDirectory, StateError, json_bytes};
+use crate::vips::SavedVips;
+
+/// The state files' names.
+pub mod files {
+    /// Members, bundles and the deny-list.
+    pub const TRUST: &str = "trust.bin";
+    /// Other clusters' records.
+    pub const PEERS: &str = "peers.bin";
+    /// How far they were applied.
+    pub const PEERS_CURSOR: &str = "peers.json";
+    /// Own records.
+    pub const PUBLISHED: &str = "published.bin";
+    /// Clusterset IPs, own gateways, when exports were first seen.
+    pub const LOCAL: &str = "local.json";
+}
+
+/// What was on disk.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// The trust state.
+    pub trust: WatchResponse,
+    /// Other clusters' records, to be verified again.
+    pub peers: Vec<Signed>,
+    /// How far they were applied.
+    pub session_cursor: SessionCursor,
+    /// When.
+    pub applied_at: Option<SystemTime>,
+    /// Own records.
+    pub published: Vec<Signed>,
+    /// Own gateways.
+    pub gateways: Vec<Gateway>,
+    /// When exports were first seen.
+    pub first_seen: BTreeMap<ServiceId, SystemTime>,
+    /// Clusterset IPs.
+    pub vips: SavedVips,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Unsaved {
+    pub(super) local: bool,
+    pub(super) trust: bool,
+    pub(super) peers: bool,
+    pub(super) published: bool,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SavedLocal {
+    vips: SavedVips,
+    gateways: Vec<SavedGateway>,
+    first_seen_unix_seconds: BTreeMap<String, u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SavedGateway {
+    name: String,
+    address: GatewayAddress,
+    port: u16,
+    locality: Locality,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SavedCursor {
+    incarnation: String,
+    revision: u64,
+    namespaces: Vec<String>,
+    applied_at_unix_ms: u64,
+}
+
+impl Restored {
+    /// Reads what there is.
+    ///
+    /// # Errors
+    /// A file is there and cannot be used: better to stop than to start from nothing.
+    pub fn read(state: &StateDirectory) -> Result<Self, StateError> {
+        let local: SavedLocal = state.read_json(files::LOCAL)?.unwrap_or_default();
+        let cursor: SavedCursor = state.read_json(files::PEERS_CURSOR)?.unwrap_or_default();
+        let records = |name| Ok::<_, StateError>(state.read_message::<Publish>(name)?.unwrap_or_default().records);
+        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds.min(1 << 40));
+        let first_seen = local.first_seen_unix_seconds.into_iter();
+        let applied_at = UNIX_EPOCH + Duration::from_millis(cursor.applied_at_unix_ms.min(1 << 50));
+        Ok(Self {
+            trust: state.read_message(files::TRUST)?.unwrap_or_default(),
+            peers: records(files::PEERS)?,
+            applied_at: (cursor.applied_at_unix_ms > 0).then_some(applied_at),
+            session_cursor: SessionCursor {
+                incarnation: cursor.incarnation,
+                revision: cursor.revision,
+                namespaces: cursor.namespaces.iter().filter_map(|name| name.parse().ok()).collect(),
+            },
+            published: records(files::PUBLISHED)?,
+            gateways: local.gateways.into_iter().map(Gateway::from).collect(),
+            first_seen: first_seen.filter_map(|(id, seconds)| Some((id.parse().ok()?, at(seconds)))).collect(),
+            vips: local.vips,
+        })
+    }
+}
+
+impl From<SavedGateway> for Gateway {
+    fn from(saved: SavedGateway) -> Self {
+        let SavedGateway { name, address, port, locality } = saved;
+        Self { name, address, port, locality, draining: false }
+    }
+}
+
+impl Reconciler {
+    /// Adds the files whose content may have changed.
+    pub(super) fn save(&mut self, effects: &mut Effects) {
+        let unsaved = std::mem::take(&mut self.save);
+        if unsaved.local {
+            add_json(effects, files::LOCAL, &self.saved_local());
+        }
+        if unsaved.trust {
+            effects.files.push((files::TRUST, self.peers.trust().to_message().encode_to_vec()));
+        }
+        if unsaved.published
+            && let Some(publications) = &self.publications
+        {
+            effects.files.push((files::PUBLISHED, Publish { records: publications.envelopes() }.encode_to_vec()));
+        }
+        if unsaved.peers {
+            effects.files.push((files::PEERS, Publish { records: self.peers.envelopes() }.encode_to_vec()));
+        }
+        // After the records: a cursor without them would skip them.
+        if let Some(cursor) = &effects.session_applied {
+            let since_epoch = self.federator.last_applied.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            let saved = SavedCursor {
+                incarnation: cursor.incarnation.clone(),
+                revision: cursor.revision,
+                namespaces: cursor.namespaces.iter().map(ToString::to_string).collect(),
+                applied_at_unix_ms: since_epoch.map_or(0, |at| u64::try_from(at.as_millis()).unwrap_or(u64::MAX)),
+            };
+            add_json(effects, files::PEERS_CURSOR, &saved);
+        }
+    }
+
+    fn saved_local(&self) -> SavedLocal {
+        let gateway = |gateway: &Gateway| SavedGateway {
+            name: gateway.name.clone(),
+            address: gateway.address.clone(),
+            port: gateway.port,
+            locality: gateway.locality.clone(),
+        };
+        let seconds = |at: &SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        SavedLocal {
+            vips: self.vips.saved(),
+            gateways: self.gateways.iter().map(gateway).collect(),
+            first_seen_unix_seconds: self.first_seen.iter().map(|(id, at)| (id.to_string(), seconds(at))).collect(),
+        }
+    }
+}
+
+fn add_json<T: Serialize>(effects: &mut Effects, name: &'static str, value: &T) {
+    match json_bytes(value) {
+        Ok(bytes) => effects.files.push((name, bytes)),
+        Err(error) => error!(file = name, %error, "state cannot be written down"),
+    }
+}
