@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod network;
 pub mod operator;
 pub mod process;
+pub mod shop_federation;
 pub mod wait;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The lab: any number of clusters as real processes on loopback; the shop that runs on them; the demo.
 
 pub mod client;
+pub mod demo;
 pub mod lab;
+pub mod load;
 pub mod shop;

@@ -128,6 +128,12 @@ impl Cluster {
         Operator::new(self.binaries.path("isthmus"), self.admin_socket())
     }
 
+    /// The operator's program.
+    #[must_use]
+    pub fn isthmus(&self) -> PathBuf {
+        self.binaries.path("isthmus")
+    }
+
     /// The whole folder of the cluster: configuration, manifests, state, logs.
     #[must_use]
     pub fn directory(&self) -> &Path {

@@ -1,5 +1,5 @@
 //! frontend: pages. `GET /` shows products, the user's cart and who answered; `POST /cart?product=ID` adds one;
-//! `POST /checkout` orders; `GET /healthz`. The user is the query's `user`, "guest" without one.
+//! `POST /checkout` orders; `GET /healthz` says who answers. The user is the query's `user`, "guest" without one.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -110,7 +110,7 @@ pub async fn serve(listener: TcpListener, instance: String, others: &Others) -> 
         .route("/", get(page))
         .route("/cart", post(add))
         .route("/checkout", post(order))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(|State(shop): State<Arc<Frontend>>| async move { format!("{}\n", shop.instance) }))
         .with_state(Arc::new(shop));
     Ok(axum::serve(listener, routes).await?)
 }
