@@ -20,11 +20,17 @@ mod admission;
 mod close_reason;
 pub mod config;
 mod connection;
+mod debug;
+mod discovery;
 mod gateway;
 mod metrics;
+mod own_identity;
+mod program;
 pub mod routes;
+mod state_metrics;
 
 pub use close_reason::{CloseReason, Refusal};
 pub use config::Config;
 pub use gateway::Gateway;
 pub use metrics::Metrics;
+pub use program::{bind, run, run_on};

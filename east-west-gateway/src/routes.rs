@@ -105,6 +105,12 @@ impl Routes {
         Self { cluster, table: ArcSwap::default(), writing: Mutex::new(()) }
     }
 
+    /// The cluster whose services these are.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
     /// Applies changes together; what was refused is returned, and leaves the route as it was.
     pub fn apply<'a>(&self, changes: impl IntoIterator<Item = RouteChange<'a>>) -> Vec<(String, RouteError)> {
         // Nothing panics between the two: a poisoned lock guards a whole table.

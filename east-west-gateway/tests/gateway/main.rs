@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod control_plane;
+mod discovery;
 mod drain;
 mod hostile;
 mod lab;
+mod program;
 mod refusals;
 mod relaying;
 mod routing;
