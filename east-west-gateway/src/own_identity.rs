@@ -9,7 +9,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -66,6 +69,7 @@ pub(crate) struct OwnIdentity {
     identity: Identity,
     trust: TrustStore,
     control_plane: ExpectedPeer,
+    failures: AtomicU64,
 }
 
 impl OwnIdentity {
@@ -75,7 +79,15 @@ impl OwnIdentity {
         let expected = ExpectedPeer::exactly(config.control_plane().map_err(anyhow::Error::msg)?);
         let file = state_directory.join(FILE);
         let (identity, trust) = (Identity::empty(), TrustStore::new());
-        let own = Self { config: config.clone(), trust_domain, file, identity, trust, control_plane: expected };
+        let own = Self {
+            config: config.clone(),
+            trust_domain,
+            file,
+            identity,
+            trust,
+            control_plane: expected,
+            failures: AtomicU64::new(0),
+        };
         own.load();
         if let Err(error) = own.pin() {
             warn!(%error, "no roots yet");
@@ -93,6 +105,11 @@ impl OwnIdentity {
     fn channel_as(&self, identity: Option<&Identity>, addresses: &[String]) -> Channel {
         let tls = client_config(identity, &self.trust, self.control_plane.clone(), &[rpc::ALPN]);
         rpc::channel(addresses, tls, rpc::ChannelOptions::default())
+    }
+
+    /// How many requests for an SVID have failed.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
     }
 
     /// The cluster's trust domain.
@@ -170,6 +187,7 @@ impl OwnIdentity {
                     info!(peer.id = id.map(tracing::field::display), "own SVID issued");
                 }
                 Err(error) => {
+                    self.failures.fetch_add(1, Relaxed);
                     let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
                     warn!(%error, retry_in = ?wait, "no new SVID");
                     tokio::time::sleep(wait).await;

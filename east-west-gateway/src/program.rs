@@ -60,7 +60,7 @@ pub async fn run_on(
     let own = Arc::new(OwnIdentity::open(&config.discovery, &config.state_directory)?);
     let freshness = Arc::new(Freshness::default());
     let metrics = Metrics::default();
-    let state = StateMetrics::new(Arc::clone(&routes), Arc::clone(&freshness), own.identity().clone());
+    let state = StateMetrics::new(Arc::clone(&routes), Arc::clone(&freshness), Arc::clone(&own));
     process.register(|registry| {
         metrics.register(registry);
         registry.register_collector(Box::new(state));

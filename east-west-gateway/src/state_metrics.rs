@@ -6,7 +6,6 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use mesh_tls::Identity;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -14,17 +13,17 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::{discovery::Freshness, routes::Routes};
+use crate::{discovery::Freshness, own_identity::OwnIdentity, routes::Routes};
 
 pub(crate) struct StateMetrics {
     routes: Arc<Routes>,
     freshness: Arc<Freshness>,
-    identity: Identity,
+    own: Arc<OwnIdentity>,
 }
 
 impl StateMetrics {
-    pub(crate) fn new(routes: Arc<Routes>, freshness: Arc<Freshness>, identity: Identity) -> Self {
-        Self { routes, freshness, identity }
+    pub(crate) fn new(routes: Arc<Routes>, freshness: Arc<Freshness>, own: Arc<OwnIdentity>) -> Self {
+        Self { routes, freshness, own }
     }
 }
 
@@ -59,13 +58,22 @@ impl Collector for StateMetrics {
             let help = "For how long the state may have been out of date; 0 while it is followed";
             gauge("state_age", help, Some(&Unit::Seconds), age.as_secs_f64())?;
         }
-        if let Some(end) = self.identity.not_after() {
+        if let Some(end) = self.own.identity().not_after() {
             let end = end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             gauge("svid_expiry_timestamp", "End of the own SVID since the Unix epoch", Some(&Unit::Seconds), end)?;
         }
-        let rejected = ConstCounter::new(self.freshness.rejected.load(Relaxed));
-        let help = "Resources of the control-plane that were refused";
-        let encoder = encoder.encode_descriptor("resources_rejected", help, None, rejected.metric_type())?;
-        rejected.encode(encoder)
+        let counters = [
+            (
+                "resources_rejected",
+                "Resources of the control-plane that were refused",
+                self.freshness.rejected.load(Relaxed),
+            ),
+            ("svid_request_failures", "Requests for an own SVID that failed", self.own.failures()),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
     }
 }

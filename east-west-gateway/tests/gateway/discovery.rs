@@ -222,7 +222,7 @@ async fn a_stranger_in_the_control_planes_place_gets_no_token_and_gives_no_state
     for impostor in [&stranger, &workload] {
         impostor.set_route(route(&[]));
         let gateway = Program::start(directory.path(), impostor.address);
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        gateway.until("refused twice", async || gateway.has_metric("svid_request_failures_total 2")).await;
         assert!(!gateway.process.readiness().is_ready());
         assert_eq!(impostor.heard.lock().unwrap().by_token, 0);
         gateway.stop().await;
