@@ -28,7 +28,8 @@
 //!   callers never see it.
 //! - Revisions are comparable within one [`Incarnation`] only: a restore from a backup starts another one.
 //!
-//! [`layout`] builds the federation's keys; what the values hold is not this crate's concern.
+//! [`follow`] keeps a copy of a prefix over all of this. [`layout`] builds the federation's keys; what the values hold
+//! is not this crate's concern.
 
 pub mod contract;
 pub mod layout;
