@@ -44,6 +44,25 @@ impl Epoch {
     }
 }
 
+/// Why a record is not stored.
+#[derive(Debug)]
+enum Unstored {
+    Refused(Reason, String),
+    Store(StoreError),
+}
+
+impl From<(Reason, String)> for Unstored {
+    fn from((reason, detail): (Reason, String)) -> Self {
+        Self::Refused(reason, detail)
+    }
+}
+
+impl From<StoreError> for Unstored {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
 /// Writes records for members.
 #[derive(Debug, Clone)]
 pub struct Publisher<S> {
@@ -69,15 +88,26 @@ impl<S: Store> Publisher<S> {
     }
 
     /// Stores one record of `member`, or says why not.
-    pub async fn publish(&self, member: &VerifiedMember, epoch: Option<&Epoch>, signed: Signed) -> PublishResult {
+    ///
+    /// # Errors
+    /// The store's: whether the record is there is unknown, and the session must be opened again.
+    pub async fn publish(
+        &self,
+        member: &VerifiedMember,
+        epoch: Option<&Epoch>,
+        signed: Signed,
+    ) -> Result<PublishResult, StoreError> {
         // For the answer only: nothing of it is believed before it is verified.
         let named = Statement::decode(signed.message.clone()).unwrap_or_default();
         let mut result = PublishResult { key: named.key, sequence: named.sequence, ..PublishResult::default() };
         match self.store_record(member, epoch, signed).await {
             Ok(revision) => result.revision = revision,
-            Err((reason, detail)) => result.refusal = Some(Refusal { reason: reason.into(), detail }),
+            Err(Unstored::Refused(reason, detail)) => {
+                result.refusal = Some(Refusal { reason: reason.into(), detail });
+            }
+            Err(Unstored::Store(error)) => return Err(error),
         }
-        result
+        Ok(result)
     }
 
     async fn store_record(
@@ -85,11 +115,11 @@ impl<S: Store> Publisher<S> {
         member: &VerifiedMember,
         epoch: Option<&Epoch>,
         signed: Signed,
-    ) -> Result<Revision, (Reason, String)> {
+    ) -> Result<Revision, Unstored> {
         let epoch = epoch.ok_or_else(|| (Reason::NotPublisher, "this session did not ask to publish".to_owned()))?;
         if signed.message.len() > self.quota.record_bytes {
             let text = format!("{} bytes, {} are allowed", signed.message.len(), self.quota.record_bytes);
-            return Err((Reason::Quota, text));
+            return Err((Reason::Quota, text).into());
         }
         let statement = member.verify(&signed).map_err(|error| refusal(&error))?;
         let key = store_key(member.cluster(), &statement.key)
@@ -108,13 +138,12 @@ impl<S: Store> Publisher<S> {
                 .expecting(&epoch.key, epoch.modified)
                 .expecting(&key, current.as_ref().map_or(0, |record| record.revision))
                 .put(&key, value.clone());
-            match self.store.commit(transaction).await {
-                Ok(Committed::Done(revision)) => return Ok(revision),
-                Ok(Committed::Conflict { key }) if key == epoch.key => {
-                    return Err((Reason::NotPublisher, "another session of the cluster publishes".to_owned()));
+            match self.store.commit(transaction).await? {
+                Committed::Done(revision) => return Ok(revision),
+                Committed::Conflict { key } if key == epoch.key => {
+                    return Err((Reason::NotPublisher, "another session of the cluster publishes".to_owned()).into());
                 }
-                Ok(Committed::Conflict { .. }) => self.catch_up().await,
-                Err(error) => return Err((Reason::Unspecified, format!("the store failed: {error}"))),
+                Committed::Conflict { .. } => self.catch_up().await,
             }
         }
     }

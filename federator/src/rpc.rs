@@ -97,7 +97,7 @@ impl<S: Store> FederationService<S> {
             let status = match end {
                 SessionEnd::ShutOut(_) => Status::permission_denied(end.to_string()),
                 SessionEnd::Protocol(_) => Status::invalid_argument(end.to_string()),
-                SessionEnd::Closed | SessionEnd::Silent(_) | SessionEnd::Draining => {
+                SessionEnd::Closed | SessionEnd::Silent(_) | SessionEnd::Draining | SessionEnd::Store(_) => {
                     Status::unavailable(end.to_string())
                 }
             };

@@ -14,7 +14,7 @@ use federation_api::federation::v1::{
     SessionResponse, SnapshotComplete, session_request,
 };
 use federation_api::verify::VerifiedMember;
-use federation_store::{Revision, Store};
+use federation_store::{Revision, Store, StoreError};
 use mesh_runtime::DrainWatcher;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -65,6 +65,9 @@ pub enum SessionEnd {
     /// This replica goes away.
     #[error("the replica drains")]
     Draining,
+    /// What was published may or may not be stored: the client publishes it again in its next session.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
     /// It broke the protocol.
     #[error("protocol: {0}")]
     Protocol(String),
@@ -234,7 +237,7 @@ impl<S: Store> Session<S> {
             .records
             .into_iter()
             .map(|signed| self.shared.publisher.publish(&self.member, self.epoch.as_ref(), signed));
-        let results = futures_util::future::join_all(stored).await;
+        let results = futures_util::future::try_join_all(stored).await?;
         for refused in results.iter().filter(|result| result.refusal.is_some()) {
             info!(cluster = %self.member.cluster(), key = %refused.key, refusal = ?refused.refusal, "record refused");
         }
