@@ -1,1 +1,53 @@
 //! Originates and terminates mTLS for one workload; balances, fails over, retries.
+//!
+//! ```text
+//!                    ┌──────────────────────── sidecar ────────────────────────┐
+//!  application ─────►│ outbound 15001      routing            session          │
+//!  HTTP, CONNECT,    │ (explicit proxy) ─► host ─► route ─► path ─► TLS ───────┼──► sidecar, or gateway of another cluster
+//!  SOCKS5            │                       ▲      balance                    │
+//!                    │   discovery ──► state ┤                                 │
+//!                    │                       ▼                                 │
+//!  application ◄─────┤ application ◄─ inbound 15008 ◄── TLS ◄──────────────────┼─── sidecars of callers
+//!                    └─────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! # What always holds
+//!
+//! 1. Both ends of a session are authenticated by name: the server must be one of the identities that the chosen cluster's
+//!    own export names, the client is handed to the application in `x-forwarded-client-cert`, which nobody else can set.
+//! 2. The server speaks first: no byte of a request is sent before its verdict, so a refusal can go elsewhere.
+//! 3. A request that no application has seen is tried elsewhere whatever its method; one that may have been acted upon,
+//!    only when repeating it is harmless, and within a budget.
+//! 4. With every control plane dead, sessions, new ones included, go on from the last state, also after a restart.
+//! 5. No lock is held across an await; every task belongs to the sidecar and ends with it.
+
+pub mod config;
+
+mod admin;
+mod failure;
+mod headers;
+mod identity;
+mod inbound;
+mod metrics;
+mod outbound;
+mod routing;
+mod service;
+mod session;
+mod tasks;
+mod telemetry;
+mod wiring;
+mod xfcc;
+
+pub use config::Config;
+pub use wiring::Sidecar;
+
+use mesh_runtime::Process;
+
+/// The program: runs a sidecar until the process drains.
+///
+/// # Errors
+/// When a listener cannot be bound or the state directory cannot be used.
+pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    Sidecar::start(config, process).await?.run().await;
+    Ok(())
+}

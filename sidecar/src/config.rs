@@ -1,0 +1,178 @@
+//! The configuration file.
+//!
+//! camelCase YAML; every problem is reported at once, before anything is bound.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_runtime::{Configuration, RuntimeConfig};
+use serde::Deserialize;
+use spiffe_identity::{SpiffeId, TrustDomain};
+
+/// Namespace and service account of every cluster's control-plane.
+const CONTROL_PLANE_ACCOUNT: (&str, &str) = ("isthmus-system", "control-plane");
+
+/// A sidecar's configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// Process plumbing: admin and health listeners, logs, traces, drain.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
+    /// The workload behind this sidecar.
+    pub workload: WorkloadConfig,
+    /// The control-plane, and how it is recognised.
+    pub discovery: DiscoveryConfig,
+    /// Where this sidecar listens.
+    pub listeners: Listeners,
+    /// Keeps the SVID with its key, and the last good state. Created with mode 0700 if absent.
+    pub state_directory: PathBuf,
+    /// Calls of the local application.
+    #[serde(default)]
+    pub outbound: OutboundConfig,
+    /// Calls to the local application.
+    #[serde(default)]
+    pub inbound: InboundConfig,
+}
+
+/// The workload behind a sidecar.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WorkloadConfig {
+    /// For logs and status, unique among the workloads of one identity: a pod's name.
+    pub name: String,
+    /// The pod's addresses, by which the control-plane finds its endpoints.
+    pub addresses: Vec<IpAddr>,
+    /// Where the application listens; the first of `addresses` if absent.
+    #[serde(default)]
+    pub app_address: Option<IpAddr>,
+}
+
+impl WorkloadConfig {
+    /// Where the application listens.
+    #[must_use]
+    pub fn application(&self) -> IpAddr {
+        self.app_address
+            .or_else(|| self.addresses.first().copied())
+            .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
+    }
+}
+
+/// The control-plane, and how it is recognised.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct DiscoveryConfig {
+    /// `host:port`, tried in turn.
+    pub addresses: Vec<String>,
+    /// The cluster's trust domain, for example `east.mesh.example`. The control-plane must show
+    /// `spiffe://<trust domain>/ns/isthmus-system/sa/control-plane`.
+    pub trust_domain: String,
+    /// The cluster's root certificates, PEM: the pin for the first contact.
+    pub root_file: PathBuf,
+    /// The service-account token shown once, when there is no valid SVID yet. Read again for every use.
+    pub token_file: PathBuf,
+}
+
+impl DiscoveryConfig {
+    /// The parsed trust domain.
+    ///
+    /// # Errors
+    /// A sentence naming the field.
+    pub fn trust_domain(&self) -> Result<TrustDomain, String> {
+        self.trust_domain.parse().map_err(|error| format!("discovery.trustDomain: {error}"))
+    }
+
+    /// Who the control-plane must be.
+    ///
+    /// # Errors
+    /// A sentence naming the field.
+    pub fn control_plane(&self) -> Result<SpiffeId, String> {
+        let (namespace, account) = CONTROL_PLANE_ACCOUNT;
+        SpiffeId::workload(&self.trust_domain()?, namespace, account)
+            .map_err(|error| format!("discovery.trustDomain: {error}"))
+    }
+}
+
+/// Where a sidecar listens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Listeners {
+    /// The explicit proxy for the local application: HTTP and SOCKS5. Port 15001 by convention.
+    pub outbound: Vec<SocketAddr>,
+    /// Mesh connections. Port 15008 by convention.
+    pub inbound: Vec<SocketAddr>,
+}
+
+/// Calls of the local application.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct OutboundConfig {
+    /// How long a request for a service not heard of before waits for the control-plane's answer; `2s`.
+    #[serde(with = "mesh_runtime::duration")]
+    pub lookup_deadline: Duration,
+    /// Connections of the application at a time; 10000.
+    pub max_connections: usize,
+}
+
+impl Default for OutboundConfig {
+    fn default() -> Self {
+        Self { lookup_deadline: Duration::from_secs(2), max_connections: 10_000 }
+    }
+}
+
+/// Calls to the local application.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct InboundConfig {
+    /// Mesh connections at a time; 10000. One more is told that the sidecar is overloaded.
+    pub max_connections: usize,
+    /// How long the application may take to accept a connection; `1s`.
+    #[serde(with = "mesh_runtime::duration")]
+    pub connect_timeout: Duration,
+    /// How long an idle connection to the application is kept for the next request; `4s`, less than what common servers
+    /// wait before they close it.
+    #[serde(with = "mesh_runtime::duration")]
+    pub keep_alive: Duration,
+}
+
+impl Default for InboundConfig {
+    fn default() -> Self {
+        Self { max_connections: 10_000, connect_timeout: Duration::from_secs(1), keep_alive: Duration::from_secs(4) }
+    }
+}
+
+impl Configuration for Config {
+    fn runtime(&self) -> &RuntimeConfig {
+        &self.runtime
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut require = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        require(!self.workload.name.is_empty(), "workload.name: must not be empty");
+        require(!self.workload.addresses.is_empty(), "workload.addresses: name at least one address of the workload");
+        require(!self.discovery.addresses.is_empty(), "discovery.addresses: name at least one host:port");
+        require(
+            self.discovery.addresses.iter().all(|address| is_host_and_port(address)),
+            "discovery.addresses: each must be host:port",
+        );
+        require(!self.listeners.outbound.is_empty(), "listeners.outbound: name at least one address");
+        require(!self.listeners.inbound.is_empty(), "listeners.inbound: name at least one address");
+        require(!self.state_directory.as_os_str().is_empty(), "stateDirectory: must not be empty");
+        require(!self.outbound.lookup_deadline.is_zero(), "outbound.lookupDeadline: must be more than zero");
+        require(self.outbound.max_connections > 0, "outbound.maxConnections: must be more than zero");
+        require(self.inbound.max_connections > 0, "inbound.maxConnections: must be more than zero");
+        require(!self.inbound.connect_timeout.is_zero(), "inbound.connectTimeout: must be more than zero");
+        problems.extend(self.discovery.control_plane().err());
+        problems
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}

@@ -1,0 +1,105 @@
+//! Where a request of the local application wants to go.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use federation::ServiceHost;
+use http::Uri;
+use http::uri::Authority;
+
+use crate::outbound::refusal::Refusal;
+
+/// A service's host name, or one of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Name {
+    /// `<name>.<namespace>.svc.clusterset.local`.
+    Host(ServiceHost),
+    /// A clusterset IP.
+    Address(IpAddr),
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(host) => host.fmt(formatter),
+            Self::Address(address) => address.fmt(formatter),
+        }
+    }
+}
+
+/// Where a request wants to go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Destination {
+    /// The service.
+    pub(crate) name: Name,
+    /// Its port.
+    pub(crate) port: u16,
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Name::Host(host) => write!(formatter, "{host}:{}", self.port),
+            Name::Address(IpAddr::V6(address)) => write!(formatter, "[{address}]:{}", self.port),
+            Name::Address(address) => write!(formatter, "{address}:{}", self.port),
+        }
+    }
+}
+
+impl Destination {
+    /// From a host and a port.
+    pub(crate) fn new(host: &str, port: u16) -> Result<Self, Refusal> {
+        let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        let name = match literal.parse::<IpAddr>() {
+            Ok(address) => Name::Address(address),
+            Err(_) => Name::Host(host.parse().map_err(|_| not_in_clusterset(host))?),
+        };
+        Ok(Self { name, port })
+    }
+
+    /// From an authority; `default_port` where it names none.
+    pub(crate) fn from_authority(authority: &Authority, default_port: Option<u16>) -> Result<Self, Refusal> {
+        if authority.as_str().contains('@') {
+            return Err(not_in_clusterset(authority.as_str()));
+        }
+        let port = authority.port_u16().or(default_port).ok_or(Refusal::NoAuthority)?;
+        Self::new(authority.host(), port)
+    }
+
+    /// From a request's URI, as a proxy is given it.
+    pub(crate) fn from_uri(uri: &Uri) -> Result<Self, Refusal> {
+        let authority = uri.authority().ok_or(Refusal::NoAuthority)?;
+        match uri.scheme_str() {
+            Some("http") | None => Self::from_authority(authority, Some(80)),
+            Some(_) => Err(Refusal::Https),
+        }
+    }
+}
+
+fn not_in_clusterset(host: &str) -> Refusal {
+    Refusal::NotInClusterset(host.chars().take(253).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn uris_of_services_and_of_nothing_else_are_destinations() {
+        let destination = |uri: &str| Destination::from_uri(&uri.parse().unwrap()).map(|found| found.to_string());
+        assert_eq!(
+            destination("http://Cart.Shop.svc.clusterset.local:7070/x").unwrap(),
+            "cart.shop.svc.clusterset.local:7070"
+        );
+        assert_eq!(destination("http://cart.shop.svc.clusterset.local").unwrap(), "cart.shop.svc.clusterset.local:80");
+        assert_eq!(destination("http://241.0.0.7:81/").unwrap(), "241.0.0.7:81");
+        assert_eq!(destination("http://[fd00::1]:81/").unwrap(), "[fd00::1]:81");
+        assert_eq!(destination("/path").unwrap_err(), Refusal::NoAuthority);
+        assert_eq!(destination("https://cart.shop.svc.clusterset.local/").unwrap_err(), Refusal::Https);
+        for foreign in ["http://example.com/", "http://a.b.svc.cluster.local/", "http://u@a.b.svc.clusterset.local/"] {
+            assert!(matches!(destination(foreign).unwrap_err(), Refusal::NotInClusterset(_)), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! One HTTP request to one route: attempts, retries, the answer.
+
+use std::sync::Arc;
+
+use balance::Outcome;
+use http::header::{HOST, HeaderValue};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use mesh_runtime::trace;
+use tracing::{Instrument, Span, field};
+
+use crate::failure::{self, Failure};
+use crate::headers;
+use crate::outbound::Outbound;
+use crate::outbound::open::Trying;
+use crate::outbound::refusal::Refusal;
+use crate::outbound::replay::Replay;
+use crate::outbound::response::{InFlight, ResponseBody};
+use crate::routing::route::{Attempt, Route};
+use crate::session::path::Path;
+use crate::session::pool::Lease;
+use crate::telemetry::Access;
+
+/// Retries after an answer, or after a break that may have come after the request was acted upon.
+const MAX_BUDGETED_RETRIES: u32 = 3;
+
+/// Retries on a path whose pooled session turned out to be closed.
+const MAX_STALE_SESSIONS: u32 = 2;
+
+/// Sends a request of the local application to a route, and answers whatever happens.
+pub(crate) async fn forward(
+    outbound: &Outbound,
+    route: &Arc<Route>,
+    authority: Authority,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let span = tracing::info_span!(
+        "outbound",
+        otel.kind = "client",
+        service = &*route.label,
+        cluster = field::Empty,
+        endpoint = field::Empty,
+        gateway = field::Empty,
+        peer.id = field::Empty,
+        http.request.method = %request.method(),
+        http.response.status_code = field::Empty,
+    );
+    trace::continue_from(&span, request.headers());
+    let forwarding = Forwarding::new(outbound, route, authority, request, &span);
+    forwarding.run().instrument(span).await
+}
+
+/// A request on its way.
+struct Forwarding<'a> {
+    outbound: &'a Outbound,
+    route: &'a Arc<Route>,
+    parts: Parts,
+    body: Replay<Incoming>,
+    idempotent: bool,
+    /// The caller asked for the path taken.
+    traced: bool,
+    trying: Trying,
+    budgeted_retries: u32,
+    stale_sessions: u32,
+    /// Until it goes with the response's body.
+    access: Option<Box<Access>>,
+}
+
+/// What one attempt came to.
+enum Tried {
+    Answer(Response<ResponseBody>),
+    /// Another attempt may do better; if there is none, this is the answer.
+    Again(Last),
+}
+
+/// How the last attempt ended.
+enum Last {
+    Response(Response<Incoming>, Lease, Path),
+    Failure(Refusal),
+}
+
+impl<'a> Forwarding<'a> {
+    fn new(
+        outbound: &'a Outbound,
+        route: &'a Arc<Route>,
+        authority: Authority,
+        request: Request<Incoming>,
+        span: &Span,
+    ) -> Self {
+        let (mut parts, body) = request.into_parts();
+        let traced = parts.headers.get(headers::TRACE).is_some_and(|value| value == "1");
+        headers::clean_outbound_request(&mut parts.headers);
+        trace::inject(&trace::context_of(span), &mut parts.headers);
+        parts.headers.remove(HOST);
+        let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(authority);
+        uri.path_and_query = Some(path);
+        parts.uri = Uri::from_parts(uri).unwrap_or_default();
+        parts.version = http::Version::HTTP_2;
+        parts.extensions = http::Extensions::new();
+        Self {
+            outbound,
+            route,
+            idempotent: is_idempotent(&parts.method),
+            parts,
+            body: Replay::new(body),
+            traced,
+            trying: Trying::new(Arc::clone(route)),
+            budgeted_retries: 0,
+            stale_sessions: 0,
+            access: Some(Box::new(Access::new("outbound", "http", Arc::clone(&route.label)))),
+        }
+    }
+
+    async fn run(mut self) -> Response<ResponseBody> {
+        self.route.count_request();
+        let mut last = None;
+        loop {
+            let (attempt, lease) = match self.trying.session(&self.outbound.dialer).await {
+                Ok(opened) => opened,
+                Err(refusal) => return self.give_up(last, refusal),
+            };
+            match self.attempt(attempt, lease).await {
+                Tried::Answer(response) => return response,
+                Tried::Again(ended) => last = Some(ended),
+            }
+        }
+    }
+
+    async fn attempt(&mut self, attempt: Attempt, lease: Lease) -> Tried {
+        let request = Request::from_parts(self.parts.clone(), self.body.attempt());
+        let mut sender = lease.session().sender.clone();
+        match sender.try_send_request(request).await {
+            Ok(response) => self.answered(attempt, lease, response),
+            Err(mut error) => {
+                let returned = error.take_message().is_some();
+                let failure = failure::classify(error.error(), returned);
+                let text = failure::describe(error.error());
+                self.failed(attempt, &lease, failure, text)
+            }
+        }
+    }
+
+    fn answered(&mut self, attempt: Attempt, lease: Lease, response: Response<Incoming>) -> Tried {
+        let unprocessed = response.headers().contains_key(headers::UNPROCESSED);
+        let outcome = outcome_of(&response);
+        let path = attempt.path().clone();
+        attempt.finish(outcome, lease.peer().endpoint.as_ref());
+        let again = self.body.replayable()
+            && (unprocessed || outcome == Outcome::GatewayError && self.idempotent && self.may_retry("gateway_error"));
+        if again {
+            if unprocessed {
+                self.route.count_retry("unprocessed");
+            }
+            return Tried::Again(Last::Response(response, lease, path));
+        }
+        Tried::Answer(self.answer(response, lease, &path))
+    }
+
+    fn failed(&mut self, attempt: Attempt, lease: &Lease, failure: Failure, text: String) -> Tried {
+        let path = attempt.path().clone();
+        let outcome = match failure {
+            Failure::GoneAway => Outcome::Abandoned,
+            Failure::NeverSent if lease.reused => Outcome::Abandoned,
+            Failure::NeverSent | Failure::Broken => Outcome::ResetBeforeResponse,
+            Failure::Caller => Outcome::Abandoned,
+        };
+        attempt.finish(outcome, lease.peer().endpoint.as_ref());
+        let again = match failure {
+            Failure::GoneAway | Failure::NeverSent => {
+                if lease.reused && self.stale_sessions < MAX_STALE_SESSIONS {
+                    // The session was old news; the endpoint may be well.
+                    self.stale_sessions += 1;
+                    self.trying.forgive(&path);
+                }
+                self.route.count_retry("unprocessed");
+                true
+            }
+            Failure::Broken => self.idempotent && self.may_retry("reset"),
+            Failure::Caller => false,
+        };
+        let service = self.route.host.to_string();
+        let refusal = Refusal::Interrupted { service, last: text };
+        if again && self.body.replayable() {
+            return Tried::Again(Last::Failure(refusal));
+        }
+        Tried::Answer(self.refuse(&refusal))
+    }
+
+    fn may_retry(&mut self, reason: &'static str) -> bool {
+        let allowed = self.budgeted_retries < MAX_BUDGETED_RETRIES && self.route.try_retry();
+        if allowed {
+            self.budgeted_retries += 1;
+            self.route.count_retry(reason);
+        }
+        allowed
+    }
+
+    /// No attempt is left: the last answer, if there was one, is the truth.
+    fn give_up(mut self, last: Option<Last>, refusal: Refusal) -> Response<ResponseBody> {
+        match last {
+            Some(Last::Response(response, lease, path)) => self.answer(response, lease, &path),
+            Some(Last::Failure(failure)) => self.refuse(&failure),
+            None => self.refuse(&refusal),
+        }
+    }
+
+    fn answer(&mut self, response: Response<Incoming>, lease: Lease, path: &Path) -> Response<ResponseBody> {
+        let (mut parts, body) = response.into_parts();
+        let own_error = parts.headers.get(headers::ERROR).cloned();
+        headers::clean_response(&mut parts.headers);
+        if let Some(error) = own_error {
+            parts.headers.insert(headers::ERROR, error);
+        }
+        if self.traced
+            && let Some(taken) = self.path_taken(&lease, path)
+        {
+            parts.headers.insert(headers::PATH, taken);
+        }
+        let mut access = self.access.take().unwrap_or_else(|| self.new_access());
+        path.metrics().answered(parts.status, access.started());
+        access.cluster = Arc::clone(path.cluster_text());
+        access.endpoint = Arc::clone(lease.peer().endpoint_text());
+        access.gateway = path.id().gateway().cloned();
+        access.peer = Arc::clone(&lease.peer().identity);
+        access.status = Some(parts.status);
+        access.attempts = self.trying.attempts();
+        record(&Span::current(), &access);
+        Response::from_parts(parts, ResponseBody::Stream(body, InFlight::new(lease, access)))
+    }
+
+    fn refuse(&mut self, refusal: &Refusal) -> Response<ResponseBody> {
+        let mut access = self.access.take().unwrap_or_else(|| self.new_access());
+        access.end = refusal.code();
+        access.status = Some(refusal.status());
+        access.attempts = self.trying.attempts();
+        self.route.count_unanswered(refusal.code());
+        refusal.response(&self.parts.headers).map(|body| ResponseBody::Own(Some(body)))
+    }
+
+    fn new_access(&self) -> Box<Access> {
+        Box::new(Access::new("outbound", "http", Arc::clone(&self.route.label)))
+    }
+
+    fn path_taken(&self, lease: &Lease, path: &Path) -> Option<HeaderValue> {
+        let client = self.outbound.identity.spiffe_id().map(|id| id.to_string()).unwrap_or_default();
+        let text = format!(
+            "client={client}; server={}; cluster={}; gateway={}; endpoint={}; attempts={}",
+            lease.peer().identity,
+            path.id().cluster,
+            path.id().gateway().map_or("-", |gateway| &**gateway),
+            lease.peer().endpoint_text(),
+            self.trying.attempts(),
+        );
+        HeaderValue::try_from(text).ok()
+    }
+}
+
+/// Methods that may be repeated (RFC 9110, section 9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+}
+
+/// What a response says about its endpoint.
+fn outcome_of(response: &Response<Incoming>) -> Outcome {
+    match response.status() {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Outcome::GatewayError
+        }
+        _ if is_grpc_unavailable(response.headers()) => Outcome::GatewayError,
+        status if status.is_client_error() || status.is_server_error() => Outcome::OtherResponse,
+        _ => Outcome::Success,
+    }
+}
+
+/// gRPC's way to say 503, known before the body when the call failed at once.
+fn is_grpc_unavailable(headers: &HeaderMap) -> bool {
+    headers.get("grpc-status").is_some_and(|status| status == "14")
+}
+
+fn record(span: &Span, access: &Access) {
+    span.record("cluster", &*access.cluster);
+    span.record("endpoint", &*access.endpoint);
+    span.record("gateway", access.gateway.as_deref().unwrap_or("-"));
+    span.record("peer.id", &*access.peer);
+    span.record("http.response.status_code", access.status.map_or(0, |status| status.as_u16()));
+}

@@ -1,0 +1,156 @@
+//! Getting a connection for one request: pick, connect, race, go elsewhere.
+//!
+//! ```text
+//!  pick ─► connect ── refused ─► pick the next ─► …
+//!             │
+//!             └─ not up after max(250 ms, 2 × RTT): pick the next and race it; the first that is up is used
+//! ```
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use crate::outbound::refusal::Refusal;
+use crate::routing::route::{Attempt, Route};
+use crate::session::dial::{DialError, Dialer, Kind, MeshStream};
+use crate::session::path::Path;
+use crate::session::peer::Peer;
+use crate::session::pool::Lease;
+
+/// Ways that one request tries at most.
+const MAX_ATTEMPTS: usize = 8;
+
+/// What one request has tried.
+pub(crate) struct Trying {
+    route: Arc<Route>,
+    tried: Vec<Path>,
+    /// The last failure was one of the way, not of the endpoint: avoid what it shared.
+    avoid_gateways: bool,
+    attempts: usize,
+    last: Option<Arc<DialError>>,
+}
+
+type Connecting<T> = Pin<Box<dyn Future<Output = (Attempt, Result<T, Arc<DialError>>)> + Send>>;
+
+impl Trying {
+    pub(crate) fn new(route: Arc<Route>) -> Self {
+        Self { route, tried: Vec::new(), avoid_gateways: false, attempts: 0, last: None }
+    }
+
+    /// How many attempts were begun.
+    pub(crate) fn attempts(&self) -> usize {
+        self.attempts
+    }
+
+    /// The path may be tried again: what failed was one session, not the way.
+    pub(crate) fn forgive(&mut self, path: &Path) {
+        self.tried.retain(|tried| tried != path);
+    }
+
+    /// Everything was tried.
+    pub(crate) fn refusal(&self) -> Refusal {
+        let service = self.route.host.to_string();
+        match &self.last {
+            None => Refusal::NoEndpoint { service },
+            Some(last) => Refusal::Unreachable { service, attempts: self.attempts, last: last.to_string() },
+        }
+    }
+
+    /// A place on an HTTP/2 session.
+    pub(crate) async fn session(&mut self, dialer: &Dialer) -> Result<(Attempt, Lease), Refusal> {
+        let attempt = self.pick().ok_or_else(|| self.refusal())?;
+        let opening = match dialer.lease(attempt.path()) {
+            Ok(lease) => return Ok((attempt, lease)),
+            Err(opening) => opening,
+        };
+        let first: Connecting<Lease> = Box::pin(async move { (attempt, opening.lease().await) });
+        let next = dialer.clone();
+        self.race(dialer, first, move |attempt| {
+            let opening = match next.lease(attempt.path()) {
+                Ok(lease) => return Box::pin(std::future::ready((attempt, Ok(lease)))),
+                Err(opening) => opening,
+            };
+            Box::pin(async move { (attempt, opening.lease().await) })
+        })
+        .await
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn connection(&mut self, dialer: &Dialer) -> Result<(Attempt, (MeshStream, Peer)), Refusal> {
+        let attempt = self.pick().ok_or_else(|| self.refusal())?;
+        let connect = {
+            let dialer = dialer.clone();
+            move |attempt: Attempt| -> Connecting<(MeshStream, Peer)> {
+                let dialer = dialer.clone();
+                Box::pin(async move {
+                    let dialled = dialer.dial(attempt.path(), Kind::Tcp).await.map_err(Arc::new);
+                    (attempt, dialled)
+                })
+            }
+        };
+        let first = connect(attempt);
+        self.race(dialer, first, connect).await
+    }
+
+    /// Waits for the first that comes up, starting one more whenever one fails or is slow.
+    async fn race<T: Send + 'static>(
+        &mut self,
+        dialer: &Dialer,
+        first: Connecting<T>,
+        mut connect: impl FnMut(Attempt) -> Connecting<T>,
+    ) -> Result<(Attempt, T), Refusal> {
+        let mut racing = FuturesUnordered::from_iter([first]);
+        let mut exhausted = false;
+        loop {
+            let patience = self.tried.last().map(Path::race_after).unwrap_or_default();
+            tokio::select! {
+                Some((attempt, result)) = racing.next() => match result {
+                    Ok(connected) => {
+                        report_in_background(dialer, racing);
+                        return Ok((attempt, connected));
+                    }
+                    Err(error) => self.failed(attempt, error),
+                },
+                () = tokio::time::sleep(patience), if !exhausted => self.route.count_retry("slow_connect"),
+            }
+            match self.pick() {
+                Some(attempt) => racing.push(connect(attempt)),
+                None if racing.is_empty() => return Err(self.refusal()),
+                None => exhausted = true,
+            }
+        }
+    }
+
+    fn failed(&mut self, attempt: Attempt, error: Arc<DialError>) {
+        self.avoid_gateways |= !matches!(*error, DialError::Refused { .. });
+        self.route.count_retry("connect");
+        attempt.finish(error.outcome(), error.endpoint());
+        self.last = Some(error);
+    }
+
+    fn pick(&mut self) -> Option<Attempt> {
+        if self.attempts == MAX_ATTEMPTS {
+            return None;
+        }
+        let attempt = self.route.pick(&self.tried, self.avoid_gateways)?;
+        self.tried.push(attempt.path().clone());
+        self.attempts += 1;
+        Some(attempt)
+    }
+}
+
+/// What becomes of those that lost the race is still news for the balancer.
+fn report_in_background<T: Send + 'static>(dialer: &Dialer, mut racing: FuturesUnordered<Connecting<T>>) {
+    if racing.is_empty() {
+        return;
+    }
+    dialer.tasks().spawn(async move {
+        while let Some((attempt, result)) = racing.next().await {
+            if let Err(error) = result {
+                attempt.finish(error.outcome(), error.endpoint());
+            }
+        }
+    });
+}

@@ -1,0 +1,201 @@
+//! The HTTP side of the explicit proxy, and HTTP inside tunnels.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+
+use federation::export::ApplicationProtocol;
+use http::header::HOST;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::headers;
+use crate::outbound::Outbound;
+use crate::outbound::destination::{Destination, Name};
+use crate::outbound::forward::forward;
+use crate::outbound::refusal::Refusal;
+use crate::outbound::response::ResponseBody;
+use crate::outbound::tunnel::Tunnel;
+use crate::routing::route::Route;
+
+/// Requests of one HTTP/2 connection of the application at a time.
+const MAX_STREAMS: u32 = 1000;
+
+/// Serves a connection that speaks HTTP to this proxy.
+pub(crate) async fn serve(outbound: &Arc<Outbound>, stream: TcpStream) {
+    let service = service_fn(|request| {
+        let outbound = Arc::clone(outbound);
+        async move { Ok::<_, Infallible>(proxied(&outbound, request).await) }
+    });
+    let builder = builder();
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = outbound.drain.signaled() => {
+            // Until what the application has asked for is answered.
+            let _hold = outbound.drain.hold();
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "HTTP of the application");
+    }
+}
+
+/// Serves HTTP inside a tunnel that leads to one route.
+pub(crate) async fn serve_tunnel<S>(outbound: &Arc<Outbound>, route: &Arc<Route>, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let (outbound, route) = (Arc::clone(outbound), Arc::clone(route));
+        async move { Ok::<_, Infallible>(tunnelled(&outbound, &route, request).await) }
+    });
+    let builder = builder();
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = outbound.drain.signaled() => {
+            // Until what the application has asked for is answered.
+            let _hold = outbound.drain.hold();
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "HTTP of the application in a tunnel");
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // The application may keep a connection idle for as long as it likes.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).half_close(true);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).adaptive_window(true);
+    builder
+}
+
+/// A request to the proxy itself.
+async fn proxied(outbound: &Arc<Outbound>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let result = if request.method() == Method::CONNECT {
+        Box::pin(connect(outbound, request)).await
+    } else {
+        Box::pin(absolute(outbound, request)).await
+    };
+    result.unwrap_or_else(|(refusal, fields)| refuse(outbound, &refusal, &fields))
+}
+
+type Refused = (Refusal, HeaderMap);
+
+async fn absolute(outbound: &Outbound, request: Request<Incoming>) -> Result<Response<ResponseBody>, Refused> {
+    let destination = match Destination::from_uri(request.uri()) {
+        Ok(destination) => destination,
+        Err(refusal) => return Err((refusal, request.into_parts().0.headers)),
+    };
+    let route = match outbound.router.route(&destination).await {
+        Ok(route) => route,
+        Err(refusal) => return Err((refusal, request.into_parts().0.headers)),
+    };
+    let authority = match (&destination.name, request.uri().authority()) {
+        (Name::Host(_), Some(authority)) => authority.clone(),
+        _ => route.authority().clone(),
+    };
+    Ok(forward(outbound, &route, authority, request).await)
+}
+
+/// A request inside a tunnel: its authority must be the tunnel's service.
+async fn tunnelled(outbound: &Outbound, route: &Arc<Route>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let asked = request.uri().authority().map(Authority::as_str).or(host);
+    match authority_in_tunnel(route, asked) {
+        Ok(authority) => forward(outbound, route, authority, request).await,
+        Err(refusal) => refuse(outbound, &refusal, request.headers()),
+    }
+}
+
+fn authority_in_tunnel(route: &Route, asked: Option<&str>) -> Result<Authority, Refusal> {
+    let Some(asked) = asked else { return Ok(route.authority().clone()) };
+    let misdirected =
+        || Refusal::Misdirected { tunnel: route.authority().to_string(), asked: asked.chars().take(253).collect() };
+    let authority: Authority = asked.parse().map_err(|_| misdirected())?;
+    let destination = Destination::from_authority(&authority, Some(route.port)).map_err(|_| misdirected())?;
+    match destination.name {
+        _ if destination.port != route.port => Err(misdirected()),
+        Name::Host(host) if host == route.host => Ok(authority),
+        Name::Host(_) => Err(misdirected()),
+        // An address led here; the service's name is what the other side knows.
+        Name::Address(_) => Ok(route.authority().clone()),
+    }
+}
+
+async fn connect(outbound: &Arc<Outbound>, mut request: Request<Incoming>) -> Result<Response<ResponseBody>, Refused> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let traced = request.headers().get(headers::TRACE).is_some_and(|value| value == "1");
+    let (parts, _) = request.into_parts();
+    let refused = |refusal| (refusal, HeaderMap::new());
+    let authority = parts.uri.authority().ok_or_else(|| refused(Refusal::NoAuthority))?;
+    let destination = Destination::from_authority(authority, None).map_err(refused)?;
+    let route = outbound.router.route(&destination).await.map_err(refused)?;
+    let mut response = Response::new(ResponseBody::Own(None));
+    if route.protocol == ApplicationProtocol::Tcp {
+        let tunnel = Tunnel::open(outbound, &route).await.map_err(refused)?;
+        if traced && let Some(path) = path_field(outbound, &tunnel) {
+            response.headers_mut().insert(headers::PATH, path);
+        }
+        let carrying = Arc::clone(outbound);
+        outbound.tasks.spawn(Box::pin(async move { carry(&carrying, &route, tunnel, upgrade).await }));
+    } else {
+        let serving = Arc::clone(outbound);
+        outbound.tasks.spawn(Box::pin(async move {
+            match upgrade.await {
+                Ok(upgraded) => serve_tunnel(&serving, &route, TokioIo::new(upgraded)).await,
+                Err(error) => debug!(%error, "CONNECT"),
+            }
+        }));
+    }
+    Ok(response)
+}
+
+fn path_field(outbound: &Outbound, tunnel: &Tunnel) -> Option<HeaderValue> {
+    let client = outbound.identity.spiffe_id().map(|id| id.to_string()).unwrap_or_default();
+    HeaderValue::try_from(tunnel.path_taken(&client)).ok()
+}
+
+/// Carries the bytes of a CONNECT tunnel, over the bare socket where HTTP/1.1 set the tunnel up.
+async fn carry(outbound: &Outbound, route: &Route, mut tunnel: Tunnel, upgrade: OnUpgrade) {
+    let _hold = outbound.drain.hold();
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            debug!(%error, "CONNECT");
+            return;
+        }
+    };
+    match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+        Ok(bare) => {
+            let mut stream = bare.io.into_inner();
+            if tunnel.write_first(&bare.read_buf).await.is_err() || tunnel.relay(outbound, route, &mut stream).await {
+                // A socket that takes no option any more is closed already.
+                drop(relay::reset_on_close(&stream));
+            }
+        }
+        Err(upgraded) => {
+            tunnel.relay(outbound, route, &mut TokioIo::new(upgraded)).await;
+        }
+    }
+}
+
+fn refuse(outbound: &Outbound, refusal: &Refusal, request: &HeaderMap) -> Response<ResponseBody> {
+    debug!(%refusal, "refused");
+    outbound.count_refusal(refusal);
+    refusal.response(request).map(|body| ResponseBody::Own(Some(body)))
+}

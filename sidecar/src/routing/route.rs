@@ -1,0 +1,227 @@
+//! One port of one service: the ways to it, and the choice among them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use balance::{
+    Balancer, Counters, EndpointId, Explanation, Outcome, PickContext, Plan, Reason, RetryBudget, RetryBudgetSettings,
+    Settings,
+};
+use federation::ServiceHost;
+use federation::export::ApplicationProtocol;
+use http::uri::Authority;
+use tokio::sync::Notify;
+
+use crate::metrics::{Answered, Because, Metrics};
+use crate::session::path::{Path, PathId};
+
+/// One port of one service.
+pub(crate) struct Route {
+    /// The service's host.
+    pub(crate) host: ServiceHost,
+    /// `<namespace>/<name>`, for logs and metrics.
+    pub(crate) label: Arc<str>,
+    /// The service's port.
+    pub(crate) port: u16,
+    /// Its host and port.
+    authority: Authority,
+    /// What its bytes are.
+    pub(crate) protocol: ApplicationProtocol,
+    /// Requests with one hash go to one member, for services whose clients are sticky.
+    affinity: Option<u64>,
+    balancing: Mutex<Balancing>,
+    /// Told when something was ejected, so that probes begin.
+    ejected: Arc<Notify>,
+    metrics: Metrics,
+}
+
+/// Behind one short lock, never held across an await.
+struct Balancing {
+    balancer: Balancer<Path>,
+    budget: RetryBudget,
+    /// Those of the plan, so that equal ones are kept with their sessions.
+    paths: HashMap<PathId, Path>,
+}
+
+/// What a route is made of.
+pub(crate) struct RouteParts {
+    pub(crate) host: ServiceHost,
+    pub(crate) port: u16,
+    pub(crate) protocol: ApplicationProtocol,
+    pub(crate) affinity: Option<u64>,
+    pub(crate) ejected: Arc<Notify>,
+    pub(crate) metrics: Metrics,
+}
+
+/// Where one attempt goes. Dropped without an outcome, it says nothing about health.
+pub(crate) struct Attempt {
+    route: Arc<Route>,
+    path: Path,
+    started: Instant,
+    finished: bool,
+}
+
+impl Route {
+    /// A route without ways. `None` if the host makes no authority, which a parsed one always does.
+    pub(crate) fn new(parts: RouteParts) -> Option<Arc<Self>> {
+        let seed = rand::random();
+        Some(Arc::new(Self {
+            authority: format!("{}:{}", parts.host, parts.port).parse().ok()?,
+            label: parts.host.service().to_string().into(),
+            host: parts.host,
+            port: parts.port,
+            protocol: parts.protocol,
+            affinity: parts.affinity,
+            balancing: Mutex::new(Balancing {
+                balancer: Balancer::new(Settings::default(), seed),
+                budget: RetryBudget::new(RetryBudgetSettings::default()),
+                paths: HashMap::new(),
+            }),
+            ejected: parts.ejected,
+            metrics: parts.metrics,
+        }))
+    }
+
+    /// The service's host and port.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Whether the same route would be made of these parts: what clients see of it.
+    pub(crate) fn matches(&self, protocol: ApplicationProtocol, affinity: Option<u64>) -> bool {
+        self.protocol == protocol && self.affinity == affinity
+    }
+
+    /// Replaces the ways to the service. `plan` is given the paths there are and returns those to use.
+    pub(crate) fn update(&self, plan: impl FnOnce(&HashMap<PathId, Path>) -> Plan<Path>) {
+        let mut balancing = self.lock();
+        let plan = plan(&balancing.paths);
+        balancing.paths = plan
+            .groups
+            .iter()
+            .flat_map(|group| &group.members)
+            .map(|member| (member.id.id().clone(), member.id.clone()))
+            .collect();
+        balancing.balancer.update(plan, Instant::now());
+    }
+
+    /// A new request, not a retry.
+    pub(crate) fn count_request(&self) {
+        self.lock().budget.request(Instant::now());
+    }
+
+    /// Whether the budget allows one more retry; if so, it is counted.
+    pub(crate) fn try_retry(&self) -> bool {
+        self.lock().budget.try_retry(Instant::now())
+    }
+
+    /// The next attempt of a request; `None` when it has tried everything.
+    pub(crate) fn pick(self: &Arc<Self>, tried: &[Path], avoid_gateways: bool) -> Option<Attempt> {
+        let now = Instant::now();
+        let context = PickContext { exclude: tried, avoid_gateways, affinity: self.affinity };
+        let pick = {
+            let mut balancing = self.lock();
+            let pick = balancing.balancer.pick(now, &mut rand::rng(), &context)?;
+            balancing.balancer.started(&pick.member);
+            pick
+        };
+        if pick.reason == Reason::Panic {
+            self.metrics.panic_picks.get_or_create(&self.because("no_healthy_group")).inc();
+        }
+        Some(Attempt { route: Arc::clone(self), path: pick.member, started: now, finished: false })
+    }
+
+    /// Counts a retry.
+    pub(crate) fn count_retry(&self, reason: &'static str) {
+        self.metrics.retries.get_or_create(&self.because(reason)).inc();
+    }
+
+    /// Counts a request that got no answer.
+    pub(crate) fn count_unanswered(&self, result: &'static str) {
+        let labels = Answered { service: self.label.to_string(), cluster: "none".to_owned(), result };
+        self.metrics.outbound_requests.get_or_create(&labels).inc();
+    }
+
+    /// Paths to probe now.
+    pub(crate) fn probes_due(&self, now: Instant) -> Vec<Path> {
+        self.lock().balancer.probes_due(now)
+    }
+
+    /// When to ask for probes again.
+    pub(crate) fn next_probe(&self) -> Option<Instant> {
+        self.lock().balancer.next_probe()
+    }
+
+    /// A probe has ended.
+    pub(crate) fn probed(&self, path: &Path, ok: bool) {
+        self.lock().balancer.probed(path, ok, Instant::now());
+    }
+
+    /// What would decide a pick now.
+    pub(crate) fn explain(&self) -> Explanation<Path> {
+        self.lock().balancer.explain(Instant::now())
+    }
+
+    /// The paths of the plan.
+    pub(crate) fn paths(&self) -> Vec<Path> {
+        self.lock().paths.values().cloned().collect()
+    }
+
+    fn finished(&self, path: &Path, outcome: Outcome, endpoint: Option<&EndpointId>, started: Instant) {
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(started);
+        let (before, after) = {
+            let balancer = &mut self.lock().balancer;
+            let before = balancer.counters();
+            balancer.finished(path, outcome, endpoint, latency, now);
+            (before, balancer.counters())
+        };
+        if before != after {
+            self.count_ejections(before, after);
+            self.ejected.notify_one();
+        }
+    }
+
+    fn count_ejections(&self, before: Counters, after: Counters) {
+        let scopes = [
+            ("path", before.member_ejections, after.member_ejections),
+            ("gateway", before.gateway_ejections, after.gateway_ejections),
+            ("endpoint", before.endpoint_ejections, after.endpoint_ejections),
+            ("cluster", before.group_ejections, after.group_ejections),
+        ];
+        for (scope, before, after) in scopes {
+            if after > before {
+                self.metrics.ejections.get_or_create(&self.because(scope)).inc_by(after - before);
+            }
+        }
+    }
+
+    fn because(&self, reason: &'static str) -> Because {
+        Because { service: self.label.to_string(), reason }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Balancing> {
+        self.balancing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attempt {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells the balancer how it went; `endpoint` is who answered, if anybody named itself.
+    pub(crate) fn finish(mut self, outcome: Outcome, endpoint: Option<&EndpointId>) {
+        self.finished = true;
+        self.route.finished(&self.path, outcome, endpoint, self.started);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.route.finished(&self.path, Outcome::Abandoned, None, self.started);
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Imported services and the own workload, as discovery says them, parsed once.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use federation::{ClusterName, Gateway, Locality, Port, Protocol, ServiceHost, ServiceId, ZoneCapacity};
+use federation_api::discovery::v1 as wire;
+use federation_api::record::v1 as record;
+use spiffe_identity::SpiffeId;
+
+/// A resource that was not understood: which field, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub(crate) struct ResourceError {
+    field: String,
+    problem: String,
+}
+
+impl ResourceError {
+    fn new(field: impl Into<String>, problem: impl ToString) -> Self {
+        Self { field: field.into(), problem: problem.to_string() }
+    }
+}
+
+/// A service that this workload calls.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Service {
+    pub(crate) id: ServiceId,
+    pub(crate) host: ServiceHost,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// TCP ports only.
+    pub(crate) ports: Vec<Port>,
+    /// Its clients stay with one endpoint.
+    pub(crate) sticky: bool,
+    pub(crate) clusters: Vec<Cluster>,
+}
+
+/// One cluster that exports it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cluster {
+    pub(crate) name: ClusterName,
+    /// Its endpoints must show one of these.
+    pub(crate) identities: Arc<[SpiffeId]>,
+    pub(crate) ports: Vec<u16>,
+    pub(crate) zones: Vec<ZoneCapacity>,
+    pub(crate) gateways: Vec<Gateway>,
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) suspect: bool,
+    pub(crate) round_trip: Option<Duration>,
+}
+
+/// An endpoint of the own cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Endpoint {
+    pub(crate) id: Arc<str>,
+    /// Where its sidecar takes mesh connections.
+    pub(crate) address: SocketAddr,
+    pub(crate) locality: Locality,
+    pub(crate) ready: bool,
+    pub(crate) identity: SpiffeId,
+}
+
+impl Cluster {
+    /// Capacity by zone: of the own cluster as its endpoints are at this moment, of another as it says.
+    pub(crate) fn capacity(&self) -> Vec<ZoneCapacity> {
+        if self.endpoints.is_empty() {
+            return self.zones.clone();
+        }
+        let mut zones: BTreeMap<&Locality, (u32, u32)> = BTreeMap::new();
+        for endpoint in &self.endpoints {
+            let (total, ready) = zones.entry(&endpoint.locality).or_default();
+            *total += 1;
+            *ready += u32::from(endpoint.ready);
+        }
+        zones
+            .into_iter()
+            .map(|(locality, (total, ready))| ZoneCapacity { locality: locality.clone(), total, ready })
+            .collect()
+    }
+}
+
+impl TryFrom<wire::Service> for Service {
+    type Error = ResourceError;
+
+    fn try_from(wire: wire::Service) -> Result<Self, ResourceError> {
+        let id = ServiceId::parse_parts(&wire.namespace, &wire.name)
+            .map_err(|error| ResourceError::new("namespace, name", error))?;
+        let host: ServiceHost = wire.host.parse().map_err(|error| ResourceError::new("host", error))?;
+        if *host.service() != id {
+            return Err(ResourceError::new("host", format!("{host} is not the host of {id}")));
+        }
+        let addresses = parse_all("vips", &wire.vips)?;
+        let ports = convert_all::<_, Port>("ports", wire.ports)?;
+        let clusters = wire
+            .clusters
+            .into_iter()
+            .enumerate()
+            .map(|(place, cluster)| {
+                Cluster::try_from(cluster).map_err(|error| error.within(&format!("clusters[{place}]")))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            id,
+            host,
+            addresses,
+            ports: ports.into_iter().filter(|port| port.protocol == Protocol::Tcp).collect(),
+            sticky: wire.client_ip_affinity_seconds > 0,
+            clusters,
+        })
+    }
+}
+
+impl ResourceError {
+    fn within(mut self, field: &str) -> Self {
+        self.field = format!("{field}.{}", self.field);
+        self
+    }
+}
+
+impl TryFrom<wire::Cluster> for Cluster {
+    type Error = ResourceError;
+
+    fn try_from(wire: wire::Cluster) -> Result<Self, ResourceError> {
+        let ports = wire
+            .ports
+            .iter()
+            .map(|port| u16::try_from(*port).map_err(|error| ResourceError::new("ports", error)))
+            .collect::<Result<_, _>>()?;
+        let endpoints = wire
+            .endpoints
+            .into_iter()
+            .enumerate()
+            .map(|(place, endpoint)| {
+                Endpoint::try_from(endpoint).map_err(|error| error.within(&format!("endpoints[{place}]")))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            name: wire.cluster.parse().map_err(|error| ResourceError::new("cluster", error))?,
+            identities: parse_all("identities", &wire.identities)?.into(),
+            ports,
+            zones: convert_all("zones", wire.zones)?,
+            gateways: convert_all("gateways", wire.gateways)?,
+            endpoints,
+            suspect: wire.suspect,
+            round_trip: (wire.round_trip_us > 0).then(|| Duration::from_micros(u64::from(wire.round_trip_us))),
+        })
+    }
+}
+
+impl TryFrom<wire::Endpoint> for Endpoint {
+    type Error = ResourceError;
+
+    fn try_from(wire: wire::Endpoint) -> Result<Self, ResourceError> {
+        let address: IpAddr = wire.address.parse().map_err(|error| ResourceError::new("address", error))?;
+        let port = u16::try_from(wire.mesh_port).map_err(|error| ResourceError::new("mesh_port", error))?;
+        Ok(Self {
+            id: wire.id.into(),
+            address: SocketAddr::new(address, port),
+            locality: locality(wire.locality)?,
+            ready: wire.ready,
+            identity: wire.identity.parse().map_err(|error| ResourceError::new("identity", error))?,
+        })
+    }
+}
+
+/// What this sidecar serves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Workload {
+    /// `<cluster>/<namespace>/<pod name>`; empty while no endpoint has its address.
+    pub(crate) endpoint: String,
+    pub(crate) locality: Locality,
+    pub(crate) bindings: Vec<Arc<Binding>>,
+}
+
+/// A port of an exported service that the workload answers.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Binding {
+    pub(crate) host: ServiceHost,
+    /// The host as text: compared with every request's authority.
+    pub(crate) host_text: String,
+    pub(crate) port: Port,
+    pub(crate) target_port: u16,
+}
+
+impl Workload {
+    /// The binding of a service's port.
+    pub(crate) fn binding(&self, host: &ServiceHost, port: u16) -> Option<&Arc<Binding>> {
+        self.bindings.iter().find(|binding| binding.port.port == port && binding.host == *host)
+    }
+}
+
+impl TryFrom<wire::Workload> for Workload {
+    type Error = ResourceError;
+
+    fn try_from(wire: wire::Workload) -> Result<Self, ResourceError> {
+        let bindings = wire
+            .bindings
+            .into_iter()
+            .enumerate()
+            .map(|(place, binding)| {
+                let binding =
+                    Binding::try_from(binding).map_err(|error| error.within(&format!("bindings[{place}]")))?;
+                Ok(Arc::new(binding))
+            })
+            .collect::<Result<_, ResourceError>>()?;
+        Ok(Self { endpoint: wire.endpoint, locality: locality(wire.locality)?, bindings })
+    }
+}
+
+impl TryFrom<wire::Binding> for Binding {
+    type Error = ResourceError;
+
+    fn try_from(wire: wire::Binding) -> Result<Self, ResourceError> {
+        let host: ServiceHost = wire.host.parse().map_err(|error| ResourceError::new("host", error))?;
+        let port = wire.port.ok_or_else(|| ResourceError::new("port", "is missing"))?;
+        let target_port = u16::try_from(wire.target_port).ok().filter(|port| *port > 0);
+        Ok(Self {
+            host_text: host.to_string(),
+            host,
+            port: port.try_into().map_err(|error| ResourceError::new("port", error))?,
+            target_port: target_port
+                .ok_or_else(|| ResourceError::new("target_port", format!("{} is no port", wire.target_port)))?,
+        })
+    }
+}
+
+fn locality(wire: Option<record::Locality>) -> Result<Locality, ResourceError> {
+    wire.map(Locality::try_from)
+        .transpose()
+        .map(Option::unwrap_or_default)
+        .map_err(|error| ResourceError::new("locality", error))
+}
+
+fn parse_all<T>(field: &str, texts: &[String]) -> Result<Vec<T>, ResourceError>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    texts
+        .iter()
+        .enumerate()
+        .map(|(place, text)| text.parse().map_err(|error| ResourceError::new(format!("{field}[{place}]"), error)))
+        .collect()
+}
+
+fn convert_all<W, T>(field: &str, messages: Vec<W>) -> Result<Vec<T>, ResourceError>
+where
+    T: TryFrom<W, Error: std::fmt::Display>,
+{
+    messages
+        .into_iter()
+        .enumerate()
+        .map(|(place, message)| {
+            T::try_from(message).map_err(|error| ResourceError::new(format!("{field}[{place}]"), error))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn wire_service() -> wire::Service {
+        wire::Service {
+            namespace: "shop".to_owned(),
+            name: "cart".to_owned(),
+            host: "cart.shop.svc.clusterset.local".to_owned(),
+            vips: vec!["241.0.0.7".to_owned()],
+            ports: vec![
+                record::Port {
+                    name: "http".to_owned(),
+                    port: 80,
+                    protocol: record::Protocol::Tcp.into(),
+                    app_protocol: String::new(),
+                },
+                record::Port {
+                    name: "dns".to_owned(),
+                    port: 53,
+                    protocol: record::Protocol::Udp.into(),
+                    app_protocol: String::new(),
+                },
+            ],
+            clusters: vec![wire::Cluster {
+                cluster: "east".to_owned(),
+                identities: vec!["spiffe://east.mesh.example/ns/shop/sa/cart".to_owned()],
+                ports: vec![80],
+                endpoints: vec![wire::Endpoint {
+                    id: "east/shop/cart-1".to_owned(),
+                    address: "10.0.0.1".to_owned(),
+                    mesh_port: 15008,
+                    locality: Some(record::Locality { region: "r".to_owned(), zone: "a".to_owned() }),
+                    ready: true,
+                    identity: "spiffe://east.mesh.example/ns/shop/sa/cart".to_owned(),
+                }],
+                ..wire::Cluster::default()
+            }],
+            ..wire::Service::default()
+        }
+    }
+
+    #[test]
+    fn a_service_is_parsed_whole_and_its_udp_ports_are_left_out() {
+        let service = Service::try_from(wire_service()).unwrap();
+        assert_eq!(service.ports.len(), 1);
+        let cluster = &service.clusters[0];
+        assert_eq!(cluster.endpoints[0].address, "10.0.0.1:15008".parse().unwrap());
+        let capacity = ZoneCapacity { locality: Locality::new("r", "a"), total: 1, ready: 1 };
+        assert_eq!(cluster.capacity(), [capacity]);
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        type Break = fn(&mut wire::Service);
+        let cases: [(Break, &str); 4] = [
+            (|service| service.host = "other.shop.svc.clusterset.local".to_owned(), "host"),
+            (|service| service.vips[0] = "x".to_owned(), "vips[0]"),
+            (|service| service.clusters[0].identities[0] = "x".to_owned(), "clusters[0].identities[0]"),
+            (|service| service.clusters[0].endpoints[0].mesh_port = 70_000, "clusters[0].endpoints[0].mesh_port"),
+        ];
+        for (change, field) in cases {
+            let mut wire = wire_service();
+            change(&mut wire);
+            let error = Service::try_from(wire).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field}: ")), "{error}");
+        }
+    }
+}

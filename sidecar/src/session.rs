@@ -1,0 +1,13 @@
+//! Sessions to other sidecars.
+//!
+//! ```text
+//!  Path (cluster, endpoint or gateway + slot, SNI, identities)
+//!    ├─ Dialer: address ─► TCP ─► TLS (the peer proves its identity) ─► verdict (the server speaks first)
+//!    └─ Sessions: HTTP/2, shared by requests;  opaque connections dial one each
+//! ```
+
+pub(crate) mod dial;
+pub(crate) mod path;
+pub(crate) mod peer;
+pub(crate) mod pool;
+pub(crate) mod resolver;

@@ -1,0 +1,159 @@
+//! The HTTP/2 sessions of one path.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use tokio::sync::watch;
+
+use crate::outbound::replay::RequestBody;
+use crate::session::dial::DialError;
+use crate::session::peer::Peer;
+
+/// Requests in flight on every session of a path from which on one more session is opened.
+const BUSY: usize = 64;
+
+/// Sessions of one path at most. More would only share the same endpoint's sidecar.
+const MAX_SESSIONS: usize = 4;
+
+/// One HTTP/2 session to a sidecar.
+pub(crate) struct Session {
+    pub(crate) sender: SendRequest<RequestBody<Incoming>>,
+    pub(crate) peer: Arc<Peer>,
+    /// Requests in flight.
+    load: AtomicUsize,
+    /// Since the last look for idle ones.
+    used: AtomicBool,
+}
+
+impl Session {
+    pub(crate) fn new(sender: SendRequest<RequestBody<Incoming>>, peer: Arc<Peer>) -> Arc<Self> {
+        Arc::new(Self { sender, peer, load: AtomicUsize::new(0), used: AtomicBool::new(true) })
+    }
+
+    fn lease(self: &Arc<Self>, reused: bool) -> Lease {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        self.used.store(true, Ordering::Relaxed);
+        Lease { session: Arc::clone(self), reused }
+    }
+
+    pub(crate) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Session").field("peer", &self.peer).field("load", &self.load).finish_non_exhaustive()
+    }
+}
+
+/// A place on a session, until dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    session: Arc<Session>,
+    /// The session was open before: that it was closed meanwhile says nothing about the path.
+    pub(crate) reused: bool,
+}
+
+impl Lease {
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub(crate) fn peer(&self) -> &Arc<Peer> {
+        &self.session.peer
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.session.load.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How an attempt to open a session went, once it has ended.
+pub(crate) type Opened = Option<Result<Arc<Session>, Arc<DialError>>>;
+
+/// A session that is being opened, shared by all who wait for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening(watch::Receiver<Opened>);
+
+impl Opening {
+    /// Waits for it.
+    pub(crate) async fn lease(mut self) -> Result<Lease, Arc<DialError>> {
+        let opened = self.0.wait_for(Option::is_some).await.map(|opened| opened.clone());
+        match opened {
+            Ok(Some(Ok(session))) => Ok(session.lease(false)),
+            Ok(Some(Err(error))) => Err(error),
+            Ok(None) | Err(_) => Err(Arc::new(DialError::Stopped)),
+        }
+    }
+}
+
+/// The sessions of one path.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    live: Vec<Arc<Session>>,
+    opening: Option<watch::Receiver<Opened>>,
+}
+
+/// What a request finds.
+pub(crate) enum Checkout {
+    /// A place on an open session; `open_more` when all are busy and the caller should open another one.
+    Ready {
+        lease: Lease,
+        /// Whoever gets this opens one more session, without waiting for it.
+        open_more: Option<watch::Sender<Opened>>,
+    },
+    /// Somebody opens one already.
+    Wait(Opening),
+    /// The caller opens one, and tells the sender.
+    Open(watch::Sender<Opened>, Opening),
+}
+
+impl Sessions {
+    /// The least loaded session, or the way to get one.
+    pub(crate) fn checkout(&mut self) -> Checkout {
+        self.live.retain(|session| session.sender.is_ready());
+        let least = self.live.iter().min_by_key(|session| session.load());
+        if let Some(session) = least {
+            let lease = session.lease(true);
+            let more = session.load() > BUSY && self.live.len() < MAX_SESSIONS && self.opening.is_none();
+            return Checkout::Ready { lease, open_more: more.then(|| self.start_opening().0) };
+        }
+        match &self.opening {
+            Some(opening) => Checkout::Wait(Opening(opening.clone())),
+            None => {
+                let (sender, opening) = self.start_opening();
+                Checkout::Open(sender, opening)
+            }
+        }
+    }
+
+    fn start_opening(&mut self) -> (watch::Sender<Opened>, Opening) {
+        let (sender, receiver) = watch::channel(None);
+        self.opening = Some(receiver.clone());
+        (sender, Opening(receiver))
+    }
+
+    /// The attempt to open one has ended.
+    pub(crate) fn opened(&mut self, session: Option<Arc<Session>>) {
+        self.opening = None;
+        self.live.extend(session);
+    }
+
+    /// Lets sessions go that nobody used since the last call.
+    pub(crate) fn close_idle(&mut self) {
+        self.live.retain(|session| {
+            let used = session.used.swap(false, Ordering::Relaxed);
+            session.sender.is_ready() && (used || session.load() > 0)
+        });
+    }
+
+    /// The open sessions.
+    pub(crate) fn live(&self) -> &[Arc<Session>] {
+        &self.live
+    }
+}

@@ -1,0 +1,259 @@
+//! Puts the parts together.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use federation_api::client::Reconnect;
+use federation_api::client::discovery::{Discovery, WatchOptions};
+use federation_api::discovery::v1::ProxyKind;
+use mesh_runtime::{Process, ReadinessGuard};
+use mesh_tls::{ClientAuth, Identity, TrustStore};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+use tracing::info;
+
+use crate::admin;
+use crate::config::Config;
+use crate::identity::{Issuing, Pins};
+use crate::inbound::application::Application;
+use crate::inbound::{Inbound, Serving};
+use crate::metrics::Metrics;
+use crate::outbound::Outbound;
+use crate::routing::plan::{ALPN_HTTP, ALPN_TCP, Place, Planner};
+use crate::routing::state::State;
+use crate::routing::{Router, upkeep};
+use crate::session::dial::Dialer;
+use crate::session::resolver::Resolver;
+use crate::tasks::Tasks;
+
+/// After the drain has begun: time for every session's task to notice and to hold it.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// A running sidecar.
+pub struct Sidecar {
+    process: Process,
+    tasks: Tasks,
+    outbound: Vec<SocketAddr>,
+    inbound: Vec<SocketAddr>,
+}
+
+impl std::fmt::Debug for Sidecar {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Sidecar")
+            .field("outbound", &self.outbound)
+            .field("inbound", &self.inbound)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all parts share.
+struct Parts {
+    config: Config,
+    process: Process,
+    tasks: Tasks,
+    metrics: Metrics,
+    identity: Identity,
+    trust: TrustStore,
+    router: Router,
+    dialer: Dialer,
+    serving: Arc<ArcSwap<Serving>>,
+    ejected: Arc<Notify>,
+}
+
+impl Sidecar {
+    /// Binds the listeners and starts every part; ready when there is an identity and a first state.
+    ///
+    /// # Errors
+    /// When a listener cannot be bound or the state directory cannot be used.
+    pub async fn start(config: Config, process: Process) -> anyhow::Result<Self> {
+        let identity_ready = process.readiness().require("identity");
+        let state_ready = process.readiness().require("state");
+        create_private(&config.state_directory)?;
+        let outbound = bind("listeners.outbound", &config.listeners.outbound).await?;
+        let inbound = bind("listeners.inbound", &config.listeners.inbound).await?;
+        let parts = Parts::new(config, process);
+        let sidecar = Self {
+            process: parts.process.clone(),
+            tasks: parts.tasks.clone(),
+            outbound: addresses(&outbound)?,
+            inbound: addresses(&inbound)?,
+        };
+        parts.serve_outbound(outbound);
+        parts.serve_inbound(inbound);
+        parts.keep_up();
+        parts.follow(identity_ready, state_ready)?;
+        info!(outbound = ?sidecar.outbound, inbound = ?sidecar.inbound, "sidecar started");
+        Ok(sidecar)
+    }
+
+    /// Where the explicit proxy listens.
+    #[must_use]
+    pub fn outbound(&self) -> &[SocketAddr] {
+        &self.outbound
+    }
+
+    /// Where mesh connections are taken.
+    #[must_use]
+    pub fn inbound(&self) -> &[SocketAddr] {
+        &self.inbound
+    }
+
+    /// Serves until the drain has begun. What is under way then goes on in its own tasks and holds the drain.
+    pub async fn run(self) {
+        let drain = self.process.drain();
+        drain.signaled().await;
+        info!("draining");
+        // Listeners stay: new connections from the mesh are told to go elsewhere, and the application may need others to
+        // finish. What is under way holds the drain, and the process waits for it after this.
+        let _hold = drain.hold();
+        tokio::time::sleep(SETTLE).await;
+    }
+
+    /// Ends everything at once.
+    pub async fn stop(self) {
+        self.tasks.end().await;
+    }
+}
+
+impl Parts {
+    fn new(config: Config, process: Process) -> Self {
+        let tasks = Tasks::default();
+        let metrics = Metrics::default();
+        process.register(|registry| metrics.register(registry));
+        let (identity, trust) = (Identity::empty(), TrustStore::new());
+        let loopback = config.workload.addresses.iter().any(|address| address.is_loopback());
+        let dialer = Dialer::new(Resolver::new(loopback), trust.clone(), tasks.clone(), metrics.clone());
+        let router = Router::new(config.outbound.lookup_deadline);
+        let serving: Arc<ArcSwap<Serving>> = Arc::default();
+        process.add_debug_routes(admin::routes(admin::Shown {
+            router: router.clone(),
+            identity: identity.clone(),
+            trust: trust.clone(),
+            serving: Arc::clone(&serving),
+            metrics: metrics.clone(),
+        }));
+        Self { config, process, tasks, metrics, identity, trust, router, dialer, serving, ejected: Arc::default() }
+    }
+
+    fn serve_outbound(&self, listeners: Vec<TcpListener>) {
+        let outbound = Arc::new(Outbound {
+            dialer: self.dialer.clone(),
+            router: self.router.clone(),
+            identity: self.identity.clone(),
+            metrics: self.metrics.clone(),
+            tasks: self.tasks.clone(),
+            drain: self.process.drain(),
+            connections: Arc::new(Semaphore::new(self.config.outbound.max_connections)),
+        });
+        for listener in listeners {
+            self.tasks.spawn(Arc::clone(&outbound).serve(listener));
+        }
+    }
+
+    fn serve_inbound(&self, listeners: Vec<TcpListener>) {
+        let alpn = [ALPN_HTTP, ALPN_TCP];
+        let inbound = Arc::new(Inbound {
+            tls: mesh_tls::server_config(&self.identity, &self.trust, ClientAuth::Required, &alpn),
+            trust: self.trust.clone(),
+            identity: self.identity.clone(),
+            serving: Arc::clone(&self.serving),
+            application: Application::new(self.config.workload.application(), self.config.inbound, self.tasks.clone()),
+            metrics: self.metrics.clone(),
+            tasks: self.tasks.clone(),
+            drain: self.process.drain(),
+            connections: Arc::new(Semaphore::new(self.config.inbound.max_connections)),
+        });
+        for listener in listeners {
+            self.tasks.spawn(Arc::clone(&inbound).serve(listener));
+        }
+    }
+
+    fn keep_up(&self) {
+        self.tasks.spawn(upkeep::probe(self.router.clone(), self.dialer.clone(), Arc::clone(&self.ejected)));
+        self.tasks.spawn(upkeep::tidy(self.router.clone()));
+    }
+
+    /// Gets an identity, then follows discovery: at once when both are on disk.
+    fn follow(self, identity_ready: ReadinessGuard, state_ready: ReadinessGuard) -> anyhow::Result<()> {
+        let named = |problem: String| anyhow::anyhow!(problem);
+        let pins = Pins::new(self.config.discovery.trust_domain().map_err(named)?);
+        let control_plane = self.config.discovery.control_plane().map_err(named)?;
+        let mut issuing = Issuing::new(
+            self.config.discovery.clone(),
+            control_plane,
+            pins.clone(),
+            self.identity.clone(),
+            &self.config.state_directory,
+            self.metrics.clone(),
+        );
+        issuing.load();
+        let channel = issuing.channel();
+        let options = WatchOptions {
+            kind: ProxyKind::Sidecar,
+            proxy: self.config.workload.name.clone(),
+            workload_addresses: self.config.workload.addresses.clone(),
+            hosts: Vec::new(),
+            advertise: None,
+            state_file: Some(self.config.state_directory.join("state")),
+            reconnect: Reconnect::default(),
+        };
+        let state = State {
+            router: self.router.clone(),
+            planner: Planner {
+                identity: self.identity.clone(),
+                trust: self.trust.clone(),
+                metrics: self.metrics.clone(),
+                first_slot: rand::random(),
+            },
+            pins,
+            serving: self.serving,
+            metrics: self.metrics,
+            ejected: self.ejected,
+            client: self.config.workload.application(),
+            place: Place::default(),
+            denied_epoch: 0,
+        };
+        let (identity, router) = (self.identity, self.router);
+        self.tasks.spawn(issuing.keep_renewed());
+        self.tasks.spawn(Box::pin(async move {
+            // The watch needs an SVID; asking before there is one would only be refused.
+            let mut issued = identity.changed();
+            while identity.spiffe_id().is_none() {
+                if issued.changed().await.is_err() {
+                    return;
+                }
+            }
+            identity_ready.ready();
+            let (discovery, events) = Discovery::watch(channel, options);
+            router.ask(discovery.clone());
+            state.run(discovery, events, move || state_ready.ready()).await;
+        }));
+        Ok(())
+    }
+}
+
+/// A directory that its owner alone can read: it holds a key.
+fn create_private(path: &Path) -> anyhow::Result<()> {
+    let named = || format!("stateDirectory: {}", path.display());
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(named)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).with_context(named)
+}
+
+async fn bind(field: &str, addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("{field}: {address}"))?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
+    listeners.iter().map(|listener| listener.local_addr().context("listener")).collect()
+}
