@@ -1,3 +1,64 @@
 //! The operator's command.
+//!
+//! ```text
+//!   operator's directory ── token create (offline) ──► token
+//!                                                        │ join
+//!   isthmus ── HTTP/JSON over a Unix socket ──► control-plane     join · export · unexport · get · status
+//!      └────── DNS over UDP, then TCP ────────► its DNS           dig
+//! ```
+//!
+//! - Results go to standard output, as a table or as JSON (`-o json`, stable: its types are in `admin/wire.rs` and
+//!   beside each command); everything else goes to standard error.
+//! - An error is one line that names what and where; the exit codes are in `isthmus --help`.
+//! - No secret but the token passes through, and that one is never logged.
 
-fn main() {}
+mod admin;
+mod arguments;
+mod dig;
+mod export;
+mod failure;
+mod get;
+mod join;
+mod output;
+mod status;
+mod time;
+mod token;
+mod wait;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use admin::Admin;
+use arguments::{Arguments, Command, TokenCommand};
+use failure::{EXIT_BAD_NEWS, Failure};
+use output::Output;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_BAD_NEWS),
+        Err(failure) => {
+            output::note(&format!("isthmus: {failure}"));
+            failure.exit_code()
+        }
+    }
+}
+
+/// Does what was asked; whether the answer is good news.
+async fn run(arguments: Arguments) -> Result<bool, Failure> {
+    let Arguments { global, command } = arguments;
+    let output = Output::new(global.output, global.color);
+    let admin = Admin::at(&global.admin);
+    match command {
+        Command::Token(TokenCommand::Create(create)) => token::create(&create, global.output, &output)?,
+        Command::Join(join) => join::join(&join, &admin, &output).await?,
+        Command::Export(export) => export::export(&export, &admin, &output).await?,
+        Command::Unexport(export) => export::unexport(&export, &admin, &output).await?,
+        Command::Get(get) => get::get(&get, &admin, &output).await?,
+        Command::Status => return status::status(&admin, &output).await,
+        Command::Dig(dig) => return dig::dig(&dig, &admin, &output).await,
+    }
+    Ok(true)
+}

@@ -1,0 +1,55 @@
+//! How a command can fail, in one line that names what and where, and with which exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Answered, but not with good news.
+pub(crate) const EXIT_BAD_NEWS: u8 = 3;
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The arguments do not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// Nothing listens at the admin socket.
+    #[error("no control-plane answers at {}: is it running? set --admin or ISTHMUS_ADMIN ({source})", socket.display())]
+    NoControlPlane { socket: PathBuf, source: std::io::Error },
+    /// Something listens at the admin socket, but does not talk as it should.
+    #[error("control-plane at {}: {what}: {reason}", socket.display())]
+    Conversation { socket: PathBuf, what: String, reason: String },
+    /// The control-plane says no.
+    #[error("control-plane refuses {what}: {reason}")]
+    Refused { what: String, status: http::StatusCode, reason: String },
+    /// The effect did not come in time.
+    #[error("{what}: not done after {}: {last}", crate::time::brief(*after))]
+    Deadline { what: String, after: Duration, last: String },
+    /// A file cannot be used.
+    #[error("{}: {reason}", path.display())]
+    File { path: PathBuf, reason: String },
+    /// A token cannot be made, or is none.
+    #[error("join token: {0}")]
+    Token(#[from] federation_api::token::TokenError),
+    /// An export that the control-plane or the federation does not accept.
+    #[error("export {service}: {reason}")]
+    Export { service: federation::ServiceId, reason: String },
+    /// No DNS server answered.
+    #[error("dig {name}: {reason}")]
+    Dns { name: String, reason: String },
+    /// Standard output or input broke.
+    #[error("{what}: {source}")]
+    Stream { what: &'static str, source: std::io::Error },
+}
+
+impl Failure {
+    /// The exit code, as `isthmus --help` lists them.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Usage(_) => 2,
+            Self::NoControlPlane { .. } => 4,
+            Self::Deadline { .. } => 5,
+            _ => 1,
+        })
+    }
+}
