@@ -18,7 +18,8 @@ macro_rules! package {
 package!(
     /// Signed records: what a cluster says.
     record,
-    "generated/isthmus.record.v1.rs"
+    "generated/isthmus.record.v1.rs",
+    #[expect(rustdoc::invalid_html_tags, reason = "<name> in a comment is a placeholder")]
 );
 package!(
     /// Control-plane to trust-bundle.
@@ -35,10 +36,12 @@ package!(
     /// Proxy to control-plane.
     discovery,
     "generated/isthmus.discovery.v1.rs",
+    #[expect(rustdoc::invalid_html_tags, reason = "<name> in a comment is a placeholder")]
     #[expect(clippy::too_many_lines, reason = "one arm for each call")]
 );
 package!(
     /// Sidecar to sidecar.
     mesh,
-    "generated/isthmus.mesh.v1.rs"
+    "generated/isthmus.mesh.v1.rs",
+    #[expect(rustdoc::invalid_html_tags, reason = "<name> in a comment is a placeholder")]
 );

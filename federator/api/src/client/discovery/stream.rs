@@ -68,6 +68,19 @@ impl DiscoveryConnection {
         loop {
             room = room.or_else(|| events.try_reserve().ok());
             tokio::select! {
+                // What is owed goes first; what was heard counts before silence.
+                biased;
+                permit = requests.reserve(), if shared.state().has_request() => {
+                    let Ok(permit) = permit else { return Some(Disconnect::Ended) };
+                    if let Some(next) = shared.state().next_request() {
+                        let request = match next {
+                            ToSend::Subscribe(subscribe) => Request::Subscribe(subscribe),
+                            ToSend::Ack(ack) => Request::Ack(ack),
+                        };
+                        permit.send(WatchRequest { request: Some(request) });
+                    }
+                }
+                () = shared.changed.notified() => {}
                 waited = events.reserve(), if room.is_none() => room = Some(waited.ok()?),
                 message = inbound.message(), if room.is_some() => {
                     let response = match message {
@@ -84,17 +97,6 @@ impl DiscoveryConnection {
                 () = sleep_until(first_words), if !*heard && room.is_some() => {
                     return Some(Disconnect::Silent(opening_deadline));
                 }
-                permit = requests.reserve(), if shared.state().has_request() => {
-                    let Ok(permit) = permit else { return Some(Disconnect::Ended) };
-                    if let Some(next) = shared.state().next_request() {
-                        let request = match next {
-                            ToSend::Subscribe(subscribe) => Request::Subscribe(subscribe),
-                            ToSend::Ack(ack) => Request::Ack(ack),
-                        };
-                        permit.send(WatchRequest { request: Some(request) });
-                    }
-                }
-                () = shared.changed.notified() => {}
             }
         }
     }

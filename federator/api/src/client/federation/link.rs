@@ -146,17 +146,34 @@ impl Link {
         let shared = Arc::clone(&self.shared);
         let mut heard = Instant::now();
         let mut room: Option<Permit<'_, SessionEvent>> = None;
+        let mut stalled = false;
         loop {
             if shared.state().publisher != self.publisher {
                 return Some(End { reason: Disconnect::Renewed, heard: true, wait: Some(Duration::ZERO) });
             }
+            // While the user has no room the server is not read, and its silence not looked at.
             room = room.or_else(|| events.try_reserve().ok());
+            stalled |= room.is_none();
+            if room.is_some() && std::mem::take(&mut stalled) {
+                heard = Instant::now();
+            }
             tokio::select! {
-                // While the user has no room, the server's silence is not looked at.
-                waited = events.reserve(), if room.is_none() => {
-                    room = Some(waited.ok()?);
-                    heard = Instant::now();
+                // What was heard counts before silence, what is owed before both.
+                biased;
+                permit = requests.reserve(), if self.has_request() => {
+                    let Ok(permit) = permit else { return Some(End::new(Disconnect::Ended, true)) };
+                    if let Some(request) = self.next_request() {
+                        permit.send(SessionRequest { request: Some(request) });
+                    }
                 }
+                _ = self.heartbeats.tick(), if !self.heartbeat_due => {
+                    self.heartbeat_due = true;
+                    if !self.in_flight.is_empty() && self.published.elapsed() > PUBLISH_DEADLINE {
+                        return Some(End::new(Disconnect::Protocol("published records were not answered for"), true));
+                    }
+                }
+                () = shared.changed.notified() => {}
+                waited = events.reserve(), if room.is_none() => room = Some(waited.ok()?),
                 message = inbound.message(), if room.is_some() => {
                     heard = Instant::now();
                     let response = match message {
@@ -173,19 +190,6 @@ impl Link {
                 () = sleep_until(heard + self.silence), if room.is_some() => {
                     return Some(End::new(Disconnect::Silent(self.silence), true));
                 }
-                permit = requests.reserve(), if self.has_request() => {
-                    let Ok(permit) = permit else { return Some(End::new(Disconnect::Ended, true)) };
-                    if let Some(request) = self.next_request() {
-                        permit.send(SessionRequest { request: Some(request) });
-                    }
-                }
-                _ = self.heartbeats.tick(), if !self.heartbeat_due => {
-                    self.heartbeat_due = true;
-                    if !self.in_flight.is_empty() && self.published.elapsed() > PUBLISH_DEADLINE {
-                        return Some(End::new(Disconnect::Protocol("published records were not answered for"), true));
-                    }
-                }
-                () = shared.changed.notified() => {}
             }
         }
     }
