@@ -141,8 +141,11 @@ impl TrustConnection {
                     if response.version != 0 && response.version != VERSION {
                         return Some(Disconnect::Version(response.version));
                     }
-                    *heard = true;
                     incarnation.clone_from(&response.incarnation);
+                    if !std::mem::replace(heard, true) {
+                        // Another replica knows nothing yet of the proxies behind this watcher.
+                        outgoing = self.ack(&incarnation);
+                    }
                     room.send(TrustEvent::Update(response));
                 }
                 changed = self.acks.changed(), if acknowledging => match changed {

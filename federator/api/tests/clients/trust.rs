@@ -80,6 +80,8 @@ async fn a_watch_resumes_where_the_user_has_applied() {
     assert!(matches!(disconnect(&mut events).await, Disconnect::Ended));
     let mut call = accept(&mut server.trust).await;
     assert_eq!(started_at(&mut call).await, applied);
+    call.send(step("a", 6)).await;
+    assert_eq!(ack_of(call.receive().await), ack, "another replica has to learn of the pending proxies");
 }
 
 #[tokio::test]
