@@ -80,7 +80,7 @@ pub struct Lab {
     pub clusters: Vec<Cluster>,
     binaries: Binaries,
     directory: PathBuf,
-    _network: Network,
+    network: Network,
 }
 
 impl Lab {
@@ -92,7 +92,7 @@ impl Lab {
         let mut network = Network::reserve()?;
         std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let federation = Federation::start(directory, &binaries, network.next_block()).await?;
-        Ok(Self { federation, clusters: Vec::new(), binaries, directory: directory.to_owned(), _network: network })
+        Ok(Self { federation, clusters: Vec::new(), binaries, directory: directory.to_owned(), network })
     }
 
     /// Starts clusters side by side and joins them; their workloads run when this returns.
@@ -102,7 +102,7 @@ impl Lab {
     pub async fn add(&mut self, descriptions: Vec<ClusterDescription>) -> anyhow::Result<()> {
         let federation = &self.federation;
         let starting = descriptions.into_iter().map(|description| {
-            let block = self._network.next_block();
+            let block = self.network.next_block();
             let directory = self.directory.join(description.name);
             let binaries = self.binaries.clone();
             async move {
@@ -115,6 +115,17 @@ impl Lab {
         });
         let starting: Vec<_> = starting.collect();
         self.clusters.extend(futures_util::future::try_join_all(starting).await?);
+        Ok(())
+    }
+
+    /// Starts one cluster's control-plane and leaves the join to the caller.
+    ///
+    /// # Errors
+    /// As [`Lab::start`].
+    pub async fn add_unjoined(&mut self, description: ClusterDescription) -> anyhow::Result<()> {
+        let block = self.network.next_block();
+        let directory = self.directory.join(format!("{}-{}", description.name, self.clusters.len()));
+        self.clusters.push(Cluster::start(&directory, self.binaries.clone(), block, description).await?);
         Ok(())
     }
 

@@ -12,13 +12,20 @@ pub struct Screen {
     terminal: bool,
     started: Instant,
     live: bool,
+    silent: bool,
 }
 
 impl Screen {
     /// Standard output.
     #[must_use]
     pub fn new() -> Self {
-        Self { terminal: std::io::stdout().is_terminal(), started: Instant::now(), live: false }
+        Self { terminal: std::io::stdout().is_terminal(), started: Instant::now(), live: false, silent: false }
+    }
+
+    /// Nowhere: for scenarios that look at what happened themselves.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self { terminal: false, started: Instant::now(), live: false, silent: true }
     }
 
     /// Whether somebody watches.
@@ -38,6 +45,9 @@ impl Screen {
     }
 
     fn write(&self, text: &str) {
+        if self.silent {
+            return;
+        }
         let mut out = std::io::stdout().lock();
         // Whoever watched may have gone; the story's end still counts.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
