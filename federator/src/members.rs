@@ -67,8 +67,8 @@ impl Members {
 
     fn take(&mut self, verified: VerifiedMember, source: &Member) {
         let cluster = verified.cluster().clone();
-        let older = self.members.get(&cluster).is_some_and(|known| known.generation() > verified.generation());
-        if older {
+        let known = self.members.get(&cluster);
+        if known.is_some_and(|known| **known != verified && !verified.supersedes(known)) {
             error!(%cluster, generation = verified.generation(), "trust-bundle went back to an older membership: ignored");
             return;
         }
