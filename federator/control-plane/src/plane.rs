@@ -1,0 +1,218 @@
+//! The federation's plane, as the cluster sees it: joining, the watch of the trust-bundle, the session with the
+//! federator, and the certificate for both.
+//!
+//! ```text
+//!   join(token) ──► Membership ──► watch trust  ──► Input::Trust      ◄── acknowledged when every proxy has it
+//!                       │    └───► session      ──► Input::Session    ◄── own records
+//!                       └────────► renewal at half life
+//! ```
+//!
+//! All of it may be gone for any time: what was applied stays, and what is to be said waits here.
+
+mod links;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use federation::{ClusterName, FederationDomain};
+use federation_api::client::federation::Session;
+use federation_api::client::trust::TrustCursor;
+use federation_api::record::v1::Signed;
+use federation_api::token::JoinToken;
+use mesh_tls::{Identity, TrustStore};
+use spiffe_identity::{Bundle, TrustDomain};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info};
+
+use crate::membership::{self, Membership, MembershipError};
+use crate::proxies::Proxies;
+use crate::reconciler::{Effects, Input, Joined, Restored};
+use crate::snapshot::Snapshot;
+use crate::state::StateDirectory;
+
+/// Wishes to join that wait; one at a time makes sense.
+const JOINS: usize = 4;
+
+/// What stays the same.
+#[derive(Clone)]
+pub struct PlaneFacts {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The federation.
+    pub federation: FederationDomain,
+    /// Its trust domain.
+    pub plane: TrustDomain,
+    /// The cluster's own roots.
+    pub bundle: Bundle,
+    /// Where the membership is kept.
+    pub state: StateDirectory,
+}
+
+/// Others' side: what the reconciler has to say goes in here, nothing waits.
+#[derive(Clone, Default)]
+pub struct PlaneHandle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Held for a moment, never over an await.
+    session: Mutex<Option<Session>>,
+    trust_applied: watch::Sender<TrustCursor>,
+    bundle: watch::Sender<Option<Signed>>,
+}
+
+impl PlaneHandle {
+    fn session(&self) -> MutexGuard<'_, Option<Session>> {
+        self.shared.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes on what follows for the federation. Files are written before.
+    pub fn pass_on(&self, effects: &mut Effects) {
+        if let Some(session) = self.session().as_ref() {
+            session.publish(std::mem::take(&mut effects.publish));
+            if let Some(namespaces) = &effects.namespaces {
+                session.set_namespaces(namespaces.as_ref().clone());
+            }
+            if let Some(cursor) = effects.session_applied.take() {
+                session.applied(cursor);
+            }
+        }
+        if let Some(cursor) = effects.trust_applied.take() {
+            self.shared.trust_applied.send_replace(cursor);
+        }
+        if let Some(bundle) = effects.bundle.take() {
+            self.shared.bundle.send_replace(Some(bundle));
+        }
+    }
+}
+
+/// A wish to join.
+struct JoinRequest {
+    token: JoinToken,
+    reply: oneshot::Sender<Result<u64, MembershipError>>,
+}
+
+/// Where wishes to join arrive.
+pub struct Joins(mpsc::Receiver<JoinRequest>);
+
+/// The operator's side.
+#[derive(Clone)]
+pub struct Joiner(mpsc::Sender<JoinRequest>);
+
+impl Joiner {
+    /// Makes the cluster a member; returns the membership's generation.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub async fn join(&self, token: JoinToken) -> Result<u64, MembershipError> {
+        let gone = |_| MembershipError::Unusable("the program is ending".to_owned());
+        let (reply, answer) = oneshot::channel();
+        self.0.send(JoinRequest { token, reply }).await.map_err(|_| gone(()))?;
+        answer.await.map_err(|_| gone(()))?
+    }
+}
+
+/// The task's side.
+pub struct Plane {
+    facts: PlaneFacts,
+    handle: PlaneHandle,
+    inputs: mpsc::Sender<Input>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    proxies: Proxies,
+    restored: links::Resume,
+}
+
+impl Plane {
+    /// The plane of a cluster; `restored` says where its streams go on.
+    #[must_use]
+    pub fn new(
+        facts: PlaneFacts,
+        restored: &Restored,
+        inputs: mpsc::Sender<Input>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        proxies: Proxies,
+    ) -> (Self, PlaneHandle, Joiner, Joins) {
+        let handle = PlaneHandle::default();
+        let (joiner, joins) = mpsc::channel(JOINS);
+        let restored = links::Resume { trust: restored.trust.cursor(), session: restored.session_cursor.clone() };
+        let plane = Self { facts, handle: handle.clone(), inputs, snapshots, proxies, restored };
+        (plane, handle, Joiner(joiner), Joins(joins))
+    }
+
+    /// Runs, as the member that the cluster is already or becomes, until nobody listens any more. Losing the federation
+    /// ends nothing here.
+    pub async fn run(mut self, joins: Joins, mut current: Option<Membership>) {
+        let Joins(mut joins) = joins;
+        loop {
+            let Some(membership) = current.take() else {
+                let Some(request) = joins.recv().await else { return };
+                current = self.join(request, None).await;
+                continue;
+            };
+            let generation = membership.verified.generation();
+            let member = Arc::new(Mutex::new(membership));
+            let request = tokio::select! {
+                request = joins.recv() => request,
+                outcome = Box::pin(self.be_member(Arc::clone(&member))) => {
+                    if let Err(error) = outcome {
+                        error!(%error, "the membership cannot be used");
+                    }
+                    // Only another token can help now.
+                    joins.recv().await
+                }
+            };
+            *self.handle.session() = None;
+            let Some(request) = request else { return };
+            let joined = self.join(request, Some(generation)).await;
+            // After a refused token the old membership goes on, as it is on disk.
+            current = match joined {
+                Some(joined) => Some(joined),
+                None => Membership::load(&self.facts.state, &self.facts.federation)
+                    .inspect_err(|error| error!(%error, "the membership cannot be used"))
+                    .unwrap_or_default(),
+            };
+        }
+    }
+
+    async fn join(&mut self, request: JoinRequest, current: Option<u64>) -> Option<Membership> {
+        let outcome = self.joined(&request.token, current).await;
+        let (reply, membership) = match outcome {
+            Ok(membership) => (Ok(membership.verified.generation()), Some(membership)),
+            Err(error) => {
+                error!(%error, "joining failed");
+                (Err(error), None)
+            }
+        };
+        // Whoever asked may have gone away.
+        let _ = request.reply.send(reply);
+        membership
+    }
+
+    async fn joined(&mut self, token: &JoinToken, current: Option<u64>) -> Result<Membership, MembershipError> {
+        let PlaneFacts { cluster, federation, bundle, state, .. } = &self.facts;
+        let membership = Box::pin(membership::join(token, current, bundle, cluster, federation)).await?;
+        let state = state.clone();
+        let saved = tokio::task::spawn_blocking(move || membership.save(&state).map(|()| membership)).await;
+        let membership = saved.map_err(|error| MembershipError::Unusable(error.to_string()))??;
+        let joined = joined_input(&membership)?;
+        info!(generation = membership.verified.generation(), "joined the federation");
+        self.restored = links::Resume::default();
+        // The reconciler lives as long as this task.
+        let _ = self.inputs.send(Input::Joined(Box::new(joined))).await;
+        Ok(membership)
+    }
+
+    fn plane_trust(&self, membership: &Membership) -> Result<(Identity, TrustStore), MembershipError> {
+        let trust = TrustStore::new();
+        trust.insert(membership.plane_bundle(&self.facts.plane));
+        Ok((membership.identity()?, trust))
+    }
+}
+
+/// What the reconciler must know of a membership.
+///
+/// # Errors
+/// The publish key is damaged.
+pub fn joined_input(membership: &Membership) -> Result<Joined, MembershipError> {
+    Ok(Joined { speaker: membership.speaker()?, member: membership.verified.clone(), root: membership.root })
+}

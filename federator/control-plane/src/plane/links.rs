@@ -1,0 +1,244 @@
+//! The two streams of a member, and the renewal of its certificate.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use federation_api::client::federation::{Session, SessionCursor, SessionEvent, SessionOptions};
+use federation_api::client::trust::{self, TrustAcks, TrustCursor, TrustEvent};
+use federation_api::client::{Events, Reconnect};
+use federation_api::trust::v1::WatchResponse;
+use mesh_tls::{Identity, TrustStore, new_key_and_csr};
+use rustls_pki_types::CertificateDer;
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+use super::Plane;
+use crate::membership::{self, Membership, MembershipError};
+use crate::reconciler::{Input, SessionInput};
+
+/// A renewal that failed is tried again after this long, or after a tenth of the time that is left, whichever is longer.
+const RENEWAL_RETRY: Duration = Duration::from_secs(10);
+/// A bundle that could not be published is tried again after this long.
+const BUNDLE_RETRY: Duration = Duration::from_secs(5);
+/// How often proxies' progress is passed on at most.
+const ACK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Where the streams go on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Resume {
+    pub(super) trust: TrustCursor,
+    pub(super) session: SessionCursor,
+}
+
+impl Plane {
+    /// Does what a member does, until the reconciler is gone.
+    pub(super) async fn be_member(&self, membership: Arc<Mutex<Membership>>) -> Result<(), MembershipError> {
+        let mut snapshots = self.snapshots.clone();
+        let (identity, plane_trust, trust_bundle, federator) = {
+            let membership = membership.lock().unwrap_or_else(PoisonError::into_inner);
+            let (identity, trust) = self.plane_trust(&membership)?;
+            let plane = &self.facts.plane;
+            let trust_bundle =
+                membership::trust_bundle_channel(&membership.trust_bundle_addresses, Some(&identity), &trust, plane)?;
+            let addresses = &membership.federator_addresses;
+            let federator = membership::plane_channel(addresses, Some(&identity), &trust, plane, "federator")?;
+            (identity, trust, trust_bundle, federator)
+        };
+        let (acks, events) = trust::watch(trust_bundle.clone(), self.restored.trust.clone(), Reconnect::default());
+        let watching = self.watch_trust(events, &plane_trust, &membership);
+        // Before the cluster's own objects are read nobody knows its namespaces, nor what it has to say.
+        let session = async {
+            match snapshots.wait_for(|snapshot| snapshot.revision > 0).await {
+                Ok(_) => self.hold_session(federator).await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = watching => {}
+            () = session => {}
+            () = self.acknowledge(acks) => {}
+            () = self.publish_bundles(trust_bundle.clone()) => {}
+            () = self.renew(trust_bundle.clone(), &identity, &membership) => {}
+        }
+        Ok(())
+    }
+
+    async fn watch_trust(
+        &self,
+        mut events: Events<TrustEvent>,
+        plane_trust: &TrustStore,
+        membership: &Arc<Mutex<Membership>>,
+    ) {
+        while let Some(event) = events.recv().await {
+            let input = match event {
+                TrustEvent::Connected => Input::TrustLink(Ok(())),
+                TrustEvent::Disconnected { reason, retry_in } => {
+                    warn!(%reason, ?retry_in, "the trust-bundle is lost");
+                    Input::TrustLink(Err(reason.to_string()))
+                }
+                TrustEvent::Update(update) => {
+                    self.take_federation_roots(&update, plane_trust, membership).await;
+                    Input::Trust(Box::new(update))
+                }
+            };
+            if self.inputs.send(input).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn take_federation_roots(
+        &self,
+        update: &WatchResponse,
+        plane_trust: &TrustStore,
+        membership: &Arc<Mutex<Membership>>,
+    ) {
+        let roots: Vec<_> = update.federation_roots.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        let replaced = {
+            let mut membership = membership.lock().unwrap_or_else(PoisonError::into_inner);
+            let replaced = membership.replace_federation_roots(roots);
+            if replaced {
+                plane_trust.insert(membership.plane_bundle(&self.facts.plane));
+            }
+            replaced
+        };
+        if replaced {
+            info!("the federation has other roots");
+            self.save(membership).await;
+        }
+    }
+
+    async fn save(&self, membership: &Arc<Mutex<Membership>>) {
+        let (membership, state) = (Arc::clone(membership), self.facts.state.clone());
+        let saved =
+            tokio::task::spawn_blocking(move || membership.lock().unwrap_or_else(PoisonError::into_inner).save(&state));
+        match saved.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the membership cannot be written down"),
+            Err(error) => warn!(%error, "the membership cannot be written down"),
+        }
+    }
+
+    async fn hold_session(&self, channel: Channel) {
+        let options = SessionOptions {
+            replica: self.facts.cluster.to_string(),
+            namespaces: self.snapshots.borrow().namespaces.as_ref().clone(),
+            publisher: true,
+            cursor: self.restored.session.clone(),
+            reconnect: Reconnect::default(),
+        };
+        let (session, mut events) = Session::open(channel, options);
+        // The namespaces may have changed since they were read.
+        session.set_namespaces(self.snapshots.borrow().namespaces.as_ref().clone());
+        *self.handle.session() = Some(session);
+        while let Some(event) = events.recv().await {
+            let input = match event {
+                SessionEvent::Connected(welcome) => {
+                    info!(replica = welcome.replica, resumed = welcome.resumed, "the federator is connected");
+                    SessionInput::Connected { incarnation: welcome.incarnation, resumed: welcome.resumed }
+                }
+                SessionEvent::Changes { records, cursor, .. } => SessionInput::Changes(records, cursor),
+                SessionEvent::SnapshotComplete { namespaces, cursor, .. } => {
+                    SessionInput::SnapshotComplete(namespaces, cursor)
+                }
+                SessionEvent::Published(results) => SessionInput::Published(results),
+                SessionEvent::Liveness(clusters) => SessionInput::Liveness(clusters),
+                SessionEvent::Heartbeat { revision, .. } => SessionInput::Heartbeat(revision),
+                SessionEvent::Disconnected { reason, retry_in } => {
+                    warn!(%reason, ?retry_in, "the federator is lost");
+                    SessionInput::Disconnected(reason.to_string())
+                }
+            };
+            if self.inputs.send(Input::Session(input)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Tells the trust-bundle how far this cluster is, and which of its proxies are not.
+    async fn acknowledge(&self, acks: TrustAcks) {
+        let mut applied = self.handle.shared.trust_applied.subscribe();
+        let mut proxies = self.proxies.changed();
+        loop {
+            let cursor = applied.borrow_and_update().clone();
+            proxies.borrow_and_update();
+            if cursor != TrustCursor::default() {
+                let (pending, connected) = self.proxies.pending(cursor.epoch);
+                acks.applied(cursor, pending, connected);
+            }
+            tokio::time::sleep(ACK_INTERVAL).await;
+            let changed = tokio::select! {
+                changed = applied.changed() => changed,
+                changed = proxies.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn publish_bundles(&self, channel: Channel) {
+        let mut bundles = self.handle.shared.bundle.subscribe();
+        loop {
+            let bundle = bundles.borrow_and_update().clone();
+            let published = match bundle {
+                None => true,
+                Some(bundle) => match trust::publish_bundle(channel.clone(), bundle).await {
+                    Ok(()) => true,
+                    Err(status) => {
+                        warn!(%status, "the cluster's bundle is not published");
+                        false
+                    }
+                },
+            };
+            if published {
+                if bundles.changed().await.is_err() {
+                    return;
+                }
+            } else {
+                tokio::time::sleep(BUNDLE_RETRY).await;
+            }
+        }
+    }
+
+    /// Renews the member certificate at half of its life.
+    async fn renew(&self, channel: Channel, identity: &Identity, membership: &Arc<Mutex<Membership>>) {
+        loop {
+            tokio::time::sleep(until_half_life(identity)).await;
+            match self.renewed(channel.clone(), identity, membership).await {
+                Ok(()) => {
+                    info!("the member certificate is renewed");
+                    self.save(membership).await;
+                }
+                Err(error) => {
+                    warn!(%error, "the member certificate is not renewed");
+                    let left = identity.not_after().and_then(|end| end.duration_since(SystemTime::now()).ok());
+                    tokio::time::sleep((left.unwrap_or_default() / 10).max(RENEWAL_RETRY)).await;
+                }
+            }
+        }
+    }
+
+    async fn renewed(
+        &self,
+        channel: Channel,
+        identity: &Identity,
+        membership: &Arc<Mutex<Membership>>,
+    ) -> Result<(), MembershipError> {
+        let (key, csr) = new_key_and_csr().map_err(|error| MembershipError::Unusable(error.to_string()))?;
+        let renewed = trust::renew(channel, csr).await;
+        let response = renewed.map_err(|status| MembershipError::Refused(Box::new(status)))?;
+        let chain = response.certificate_chain.into_iter().map(|der| CertificateDer::from(der.to_vec()));
+        let chain: Vec<_> = chain.collect();
+        membership::check_certificate(&chain, &key, &self.facts.plane, &self.facts.cluster)?;
+        membership.lock().unwrap_or_else(PoisonError::into_inner).replace_certificate(chain.clone(), &key);
+        identity.replace(chain, key).map_err(|error| MembershipError::Unusable(error.to_string()))
+    }
+}
+
+/// Zero when half of the life is over.
+fn until_half_life(identity: &Identity) -> Duration {
+    let Some(validity) = identity.validity() else { return RENEWAL_RETRY };
+    let life = validity.not_after.duration_since(validity.not_before).unwrap_or_default();
+    (validity.not_before + life / 2).duration_since(SystemTime::now()).unwrap_or_default()
+}
