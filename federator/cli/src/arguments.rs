@@ -181,7 +181,7 @@ pub(crate) enum Kind {
 /// `isthmus dig`
 #[derive(Debug, Args)]
 pub(crate) struct Dig {
-    /// A domain name, or <namespace>/<name> for that service's clusterset name
+    /// A domain name, or NAMESPACE/NAME for that service's clusterset name
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
     /// A record type: A, AAAA, SRV, TXT, …
@@ -237,6 +237,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_token_lives_as_long_as_tokens_do_unless_said_otherwise() {
+        let words = ["isthmus", "token", "create", "--operator", ".", "--cluster", "east"];
+        let Command::Token(TokenCommand::Create(create)) = Arguments::parse_from(words).command else {
+            panic!("another command");
+        };
+        assert_eq!(create.expires, federation_api::token::DEFAULT_LIFETIME);
     }
 
     #[test]
