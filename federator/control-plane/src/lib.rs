@@ -1,19 +1,44 @@
 //! One per cluster: watches services, publishes exports, writes imports, issues SVIDs, serves discovery and DNS.
+//!
+//! ```text
+//!  manifests ─► Source ─┐                          ┌─► discovery ──► sidecars, gateways (SVIDs, services, routes, roots)
+//!  gateways ─► Proxies ─┤                          ├─► DNS, clusterset.local
+//!  trust-bundle ─┐      ├─► Reconciler ─► Snapshot ┼─► ServiceImports, statuses (files)
+//!  federator ──► Plane ─┘      │  one owner        ├─► admin socket, metrics
+//!                ▲             │  no I/O           └─► Prober ──► gateways of other clusters
+//!                └─────────────┘ own signed records
+//! ```
+//!
+//! Invariants:
+//! - One task owns the state; everybody else sees immutable snapshots.
+//! - Nothing of another cluster is believed before it was verified under the membership root pinned at the join.
+//! - Disconnection deletes nothing. A restart with the federation gone serves discovery and names from the disk at once.
+//! - Before the cluster's own objects were read once, nothing is published, withdrawn, released or written; before the
+//!   federation's first full state, nothing is said to be absent.
+//! - Sequences and other clusters' records are on disk before they are said or acknowledged.
 
+pub mod admin;
 pub mod conditions;
 pub mod config;
 pub mod discovery;
 pub mod driver;
+pub mod import_files;
 pub mod local;
 pub mod membership;
+pub mod metrics;
+pub mod names;
 pub mod peers;
 pub mod plane;
+pub mod probe;
 pub mod proxies;
 pub mod publications;
 pub mod reconciler;
 pub mod resources;
+pub mod run;
 pub mod snapshot;
 pub mod source;
 pub mod state;
 pub mod tokens;
 pub mod vips;
+
+pub use run::run;

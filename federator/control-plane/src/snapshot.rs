@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use federation::delegation::Delegation;
 use federation::merge::{ConflictReason, Import};
 use federation::{ClusterName, Gateway, HeadlessEndpoint, Namespace, ServiceId, ZoneCapacity};
 use federation_api::discovery::v1::Resource;
 use federation_resources::Problem;
 
 use crate::conditions::Condition;
-use crate::local::{LocalEndpoint, NamespaceWorkloads};
+use crate::local::{LocalEndpoint, LocalService, NamespaceWorkloads};
 use crate::peers::{Alarm, Liveness};
 
 /// The cluster's view of the federation at one moment.
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub mesh: Arc<Resource>,
     /// What workloads answer.
     pub workloads: BTreeMap<Namespace, Arc<NamespaceWorkloads>>,
+    /// The cluster's own services, exported or not.
+    pub local: BTreeMap<ServiceId, Arc<LocalService>>,
     /// ServiceExports and how they go.
     pub exports: BTreeMap<ServiceId, Arc<ExportView>>,
     /// The other members.
@@ -133,6 +136,8 @@ pub struct ClusterStatus {
     pub generation: u64,
     /// Its roots are known.
     pub bundle: bool,
+    /// What it may claim.
+    pub delegation: Option<Delegation>,
     /// Services it exports to namespaces of this cluster.
     pub exports: usize,
     /// Its gateways.

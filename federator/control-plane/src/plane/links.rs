@@ -48,9 +48,9 @@ impl Plane {
         let watching = self.watch_trust(events, &plane_trust, &membership);
         // Before the cluster's own objects are read nobody knows its namespaces, nor what it has to say.
         let session = async {
-            match snapshots.wait_for(|snapshot| snapshot.revision > 0).await {
-                Ok(_) => self.hold_session(federator).await,
-                Err(_) => std::future::pending().await,
+            let shown = snapshots.wait_for(|snapshot| snapshot.revision > 0).await.is_ok();
+            if shown {
+                self.hold_session(federator).await;
             }
         };
         tokio::select! {

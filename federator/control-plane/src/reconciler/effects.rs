@@ -155,6 +155,7 @@ impl Reconciler {
                 membership_root: trust.root().map(|root| root.as_bytes().as_slice()),
             }),
             workloads: self.workloads.clone(),
+            local: self.services.clone(),
             exports: self.exports.clone(),
             clusters: self.clusters.clone(),
             trust_epoch: trust.cursor().epoch,

@@ -192,6 +192,7 @@ impl Reconciler {
                 quarantined: trust.deny_list().quarantines(cluster),
                 generation: trust.member(cluster).map_or(0, federation_api::verify::VerifiedMember::generation),
                 bundle: trust.bundle(cluster).is_some(),
+                delegation: trust.member(cluster).map(|member| member.delegation().clone()),
                 exports: self.peers.services_of(cluster).count(),
                 gateways: self.peers.gateways(cluster).to_vec(),
                 last_applied: self.peers.last_applied(cluster),

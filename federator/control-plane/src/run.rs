@@ -1,0 +1,292 @@
+//! The program, put together.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+use federation_api::discovery::v1::discovery_server::DiscoveryServer;
+use mesh_runtime::Process;
+use mesh_tls::rpc::{self, AcceptLimits};
+use mesh_tls::{ClientAuth, Identity, TrustStore, new_key_and_csr, server_config};
+use spiffe_identity::{Bundle, SpiffeId, TrustDomain, pem};
+use svid_issuer::Authority;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::admin::{self, Admin, AdminSocket};
+use crate::config::Config;
+use crate::discovery::{CONTROL_PLANE_ACCOUNT, DiscoveryService, SYSTEM_NAMESPACE};
+use crate::driver::{Driver, INPUTS};
+use crate::import_files::{self, ImportFiles};
+use crate::membership::Membership;
+use crate::metrics::Metrics;
+use crate::names::NameSockets;
+use crate::plane::{Plane, PlaneFacts, joined_input};
+use crate::probe::{Measurements, Prober};
+use crate::proxies::Proxies;
+use crate::reconciler::{Facts, Input, Now, Reconciler, Restored};
+use crate::snapshot::Snapshot;
+use crate::source::{FileSource, Source as _};
+use crate::state::StateDirectory;
+use crate::tokens::TokenKey;
+use crate::vips::VipAllocator;
+
+/// The own certificate is looked at this often.
+const OWN_RENEWAL_CHECK: Duration = Duration::from_secs(60);
+
+/// What was opened and bound before anything runs.
+struct Parts {
+    config: Arc<Config>,
+    state: StateDirectory,
+    authority: Arc<Authority>,
+    tokens: Arc<TokenKey>,
+    membership: Option<Membership>,
+    restored: Restored,
+    imports: ImportFiles,
+    listener: TcpListener,
+    names: NameSockets,
+    socket: AdminSocket,
+}
+
+/// Runs a control-plane until its process drains.
+///
+/// # Errors
+/// Something of the configuration cannot be opened or bound, or a part of the program failed.
+pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    let started = process.readiness().require("the cluster's own services");
+    let joined = process.readiness().require("join");
+    let synced = process.readiness().require("the federation's first full state");
+    let parts = Box::pin(open(config)).await?;
+    let mut tasks = JoinSet::new();
+    let snapshots = start(parts, &process, &mut tasks)?;
+    tasks.spawn(become_ready(snapshots, started, joined, synced));
+    let drain = process.drain();
+    loop {
+        tokio::select! {
+            () = drain.signaled() => break,
+            // Readiness, and servers that drained, end by themselves.
+            Some(ended) = tasks.join_next() => ended.context("a part of the program failed")??,
+        }
+    }
+    tasks.shutdown().await;
+    Ok(())
+}
+
+async fn open(config: Config) -> anyhow::Result<Parts> {
+    let listen = config.discovery.listen;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.with_context(|| format!("discovery.listen: cannot listen on {listen}"))?;
+    let names = NameSockets::bind(&config.dns.listen).await?;
+    let socket = AdminSocket::bind(&config.admin_socket).await?;
+    let opened = tokio::task::spawn_blocking(move || {
+        let state = StateDirectory::open(&config.state_directory)?;
+        let trust_domain: TrustDomain = config.trust_domain_name().parse()?;
+        let authority = Authority::open_or_create(&config.state_directory, &trust_domain, SystemTime::now())?;
+        state.write_public("root.crt", pem::certificates_to_pem([&authority.root()]).as_bytes())?;
+        let imports = ImportFiles::open(&config.imports_directory)
+            .with_context(|| format!("importsDirectory: {}", config.imports_directory.display()))?;
+        Ok::<_, anyhow::Error>(Parts {
+            tokens: Arc::new(TokenKey::open_or_create(&state, trust_domain.as_str())?),
+            membership: Membership::load(&state, &config.federation)?,
+            restored: Restored::read(&state)?,
+            config: Arc::new(config),
+            state,
+            authority: Arc::new(authority),
+            imports,
+            listener,
+            names,
+            socket,
+        })
+    });
+    opened.await?
+}
+
+type Tasks = JoinSet<anyhow::Result<()>>;
+
+/// Starts every task; they end with the set.
+fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<watch::Receiver<Arc<Snapshot>>> {
+    let Parts { config, state, authority, tokens, membership, restored, imports, listener, names, socket } = parts;
+    let bundle = Bundle {
+        trust_domain: authority.trust_domain().clone(),
+        x509_authorities: vec![authority.root()],
+        sequence: 1,
+        refresh_hint: None,
+    };
+    let trust = TrustStore::new();
+    trust.insert(bundle.clone());
+    let identity = own_identity(&authority, config.svid_lifetime)?;
+    let (inputs, received) = mpsc::channel(INPUTS);
+    let (sender, snapshots) = watch::channel(Arc::<Snapshot>::default());
+    let proxies = Proxies::new(restored.gateways.clone(), Instant::now());
+    let plane_facts = PlaneFacts {
+        cluster: config.cluster.clone(),
+        federation: config.federation.clone(),
+        plane: config.federation.as_str().parse()?,
+        bundle: bundle.clone(),
+        state: state.clone(),
+    };
+    let (plane, handle, joiner, joins) =
+        Plane::new(plane_facts, &restored, inputs.clone(), snapshots.clone(), proxies.clone());
+    let joined = membership.as_ref().map(joined_input).transpose()?;
+    let facts = Facts {
+        cluster: config.cluster.clone(),
+        federation: config.federation.clone(),
+        trust_domain: config.trust_domain_name(),
+        bundle,
+    };
+    let vips = VipAllocator::new(config.clusterset_ips.ipv4, config.clusterset_ips.ipv6, restored.vips.clone());
+    let reconciler = Reconciler::new(facts, vips, restored, joined, Now::read());
+    let driver = Driver { reconciler, inputs: received, state, trust: trust.clone(), snapshots: sender, plane: handle };
+    spawn(tasks, "the reconciler", driver.run());
+    spawn(tasks, "the plane", plane.run(joins, membership));
+    let source = FileSource::new(config.manifests_directory.clone(), config.rescan_interval);
+    spawn(tasks, "the source", source.run(inputs.clone()));
+    spawn(tasks, "the gateways", tell_gateways(proxies.clone(), inputs.clone()));
+    spawn(tasks, "import files", import_files::follow(imports, snapshots.clone()));
+
+    let measurements = Measurements::default();
+    let prober = Prober {
+        config: config.probes.clone(),
+        identity: identity.clone(),
+        trust: trust.clone(),
+        snapshots: snapshots.clone(),
+        inputs,
+        measurements: measurements.clone(),
+    };
+    spawn(tasks, "the prober", prober.run());
+    spawn(tasks, "the renewal", renew_own(identity.clone(), Arc::clone(&authority), config.svid_lifetime));
+
+    let metrics = Metrics::default();
+    process.register(|registry| metrics.register(registry));
+    spawn(tasks, "metrics", metrics.follow(snapshots.clone(), proxies.clone(), measurements.clone()));
+    serve_names(names, &snapshots, process, tasks);
+
+    let admin = Admin {
+        config: Arc::clone(&config),
+        snapshots: snapshots.clone(),
+        proxies: proxies.clone(),
+        measurements,
+        tokens: Arc::clone(&tokens),
+        joiner,
+        readiness: process.readiness().clone(),
+    };
+    let drain = process.drain();
+    let serving = socket.serve(admin::router(admin), async move { drain.signaled().await });
+    tasks.spawn(async move { serving.await.context("adminSocket") });
+
+    let service =
+        DiscoveryService::new(authority, TokenAttestor(tokens), config.svid_lifetime, snapshots.clone(), proxies);
+    serve_discovery(listener, service, &identity, &trust, tasks);
+    Ok(snapshots)
+}
+
+/// A part that must not end before the program does.
+fn spawn(tasks: &mut Tasks, part: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        task.await;
+        anyhow::bail!("{part} ended")
+    });
+}
+
+fn serve_names(names: NameSockets, snapshots: &watch::Receiver<Arc<Snapshot>>, process: &Process, tasks: &mut Tasks) {
+    if names.addresses().is_empty() {
+        return;
+    }
+    info!(addresses = ?names.addresses(), "answering names");
+    let metrics = federation_dns::Metrics::default();
+    process.register(|registry| metrics.register(registry));
+    let (snapshots, drain) = (snapshots.clone(), process.drain());
+    tasks.spawn(async move { names.serve(snapshots, metrics, drain.signaled()).await });
+}
+
+fn serve_discovery(
+    listener: TcpListener,
+    service: DiscoveryService<TokenAttestor>,
+    identity: &Identity,
+    trust: &TrustStore,
+    tasks: &mut Tasks,
+) {
+    let tls = server_config(identity, trust, ClientAuth::Optional, &[rpc::ALPN]);
+    let limits = AcceptLimits { close_when_distrusted: Some(trust.clone()), ..AcceptLimits::default() };
+    let incoming = rpc::incoming(listener, tls, limits);
+    let server = rpc::server().add_service(DiscoveryServer::new(service)).serve_with_incoming(incoming);
+    tasks.spawn(async move { server.await.context("discovery") });
+}
+
+/// The token key, shared with the admin socket.
+struct TokenAttestor(Arc<TokenKey>);
+
+impl svid_issuer::Attestor for TokenAttestor {
+    async fn attest(&self, token: &str) -> Result<svid_issuer::Workload, svid_issuer::AttestError> {
+        self.0.check(token)
+    }
+}
+
+/// The control-plane's own SVID, from its own authority.
+fn own_identity(authority: &Authority, lifetime: Duration) -> anyhow::Result<Identity> {
+    let identity = Identity::empty();
+    renew(&identity, authority, lifetime)?;
+    Ok(identity)
+}
+
+fn renew(identity: &Identity, authority: &Authority, lifetime: Duration) -> anyhow::Result<()> {
+    let id = SpiffeId::workload(authority.trust_domain(), SYSTEM_NAMESPACE, CONTROL_PLANE_ACCOUNT)?;
+    let (key, csr) = new_key_and_csr()?;
+    let svid = authority.issue(&csr, &id, lifetime, SystemTime::now())?;
+    identity.replace(svid.chain, key)?;
+    Ok(())
+}
+
+async fn renew_own(identity: Identity, authority: Arc<Authority>, lifetime: Duration) {
+    loop {
+        tokio::time::sleep(OWN_RENEWAL_CHECK.min(lifetime / 8)).await;
+        let left = identity.not_after().and_then(|end| end.duration_since(SystemTime::now()).ok());
+        if left.unwrap_or_default() < lifetime / 2
+            && let Err(error) = renew(&identity, &authority, lifetime)
+        {
+            warn!(%error, "the own SVID is not renewed");
+        }
+    }
+}
+
+/// Passes on where the cluster's own gateways are, also when only time has changed that.
+async fn tell_gateways(proxies: Proxies, inputs: mpsc::Sender<Input>) {
+    let mut changed = proxies.changed();
+    loop {
+        changed.borrow_and_update();
+        let (gateways, due) = proxies.gateways(Instant::now());
+        if inputs.send(Input::Gateways(gateways)).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
+            () = sleep_until(due) => {}
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Lets go of each guard when what it stands for has happened.
+async fn become_ready(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    started: mesh_runtime::ReadinessGuard,
+    joined: mesh_runtime::ReadinessGuard,
+    synced: mesh_runtime::ReadinessGuard,
+) -> anyhow::Result<()> {
+    snapshots.wait_for(|snapshot| snapshot.revision > 0).await?;
+    started.ready();
+    snapshots.wait_for(|snapshot| snapshot.generation.is_some()).await?;
+    joined.ready();
+    snapshots.wait_for(|snapshot| snapshot.generation.is_some() && snapshot.synced).await?;
+    synced.ready();
+    info!("ready");
+    Ok(())
+}
