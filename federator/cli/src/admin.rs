@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::failure::Failure;
-use wire::{Cluster, Export, Import, Status};
+use wire::{Cluster, Clusters, Export, Exports, Import, Imports, Status};
 
 /// A control-plane that has not answered by now is stuck; joining, the longest of its work, is not waited for in a request.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
@@ -45,17 +45,17 @@ impl Admin {
 
     /// This cluster's exports.
     pub(crate) async fn exports(&self) -> Result<Vec<Export>, Failure> {
-        self.read("/v1/exports").await
+        self.read::<Exports>("/v1/exports").await.map(|it| it.exports)
     }
 
     /// The federation's services.
     pub(crate) async fn imports(&self) -> Result<Vec<Import>, Failure> {
-        self.read("/v1/imports").await
+        self.read::<Imports>("/v1/imports").await.map(|it| it.imports)
     }
 
     /// The federation's members.
     pub(crate) async fn clusters(&self) -> Result<Vec<Cluster>, Failure> {
-        self.read("/v1/clusters").await
+        self.read::<Clusters>("/v1/clusters").await.map(|it| it.clusters)
     }
 
     /// Hands over a join token.

@@ -79,7 +79,7 @@ pub(crate) async fn dig(arguments: &Dig, admin: &Admin, output: &Output) -> Resu
         }
     }
     let reason = if failures.is_empty() {
-        "the control-plane answers no DNS: set its dns.listen, or --server".to_owned()
+        "the control-plane names no DNS address: set its dns.listen, or ask a --server".to_owned()
     } else {
         failures.join("; ")
     };

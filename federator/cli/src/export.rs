@@ -46,7 +46,7 @@ pub(crate) async fn export(arguments: &ExportService, admin: &Admin, output: &Ou
         format!(
             "export {service}: accepted, {} of {} endpoints ready; {}\n",
             accepted.ready,
-            accepted.total,
+            accepted.endpoints,
             conditions.join("; ")
         )
     })
@@ -121,9 +121,11 @@ mod tests {
             namespace: "shop".parse().unwrap(),
             name: "cart".parse().unwrap(),
             conditions: conditions.collect(),
+            host: String::new(),
+            created_at: None,
+            endpoints: 0,
             ready: 0,
-            total: 0,
-            created: None,
+            without_sidecar: 0,
         })
     }
 

@@ -13,8 +13,8 @@ pub(crate) enum Failure {
     /// The arguments do not go together.
     #[error("{0}")]
     Usage(String),
-    /// Nothing listens at the admin socket.
-    #[error("no control-plane answers at {}: is it running? set --admin or ISTHMUS_ADMIN ({source})", socket.display())]
+    /// Nothing listens at the admin socket, or not for this user.
+    #[error("no control-plane answers at {}: {} ({source})", socket.display(), hint(source))]
     NoControlPlane { socket: PathBuf, source: std::io::Error },
     /// Something listens at the admin socket, but does not talk as it should.
     #[error("control-plane at {}: {what}: {reason}", socket.display())]
@@ -51,5 +51,12 @@ impl Failure {
             Self::Deadline { .. } => 5,
             _ => 1,
         })
+    }
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "only its own user may open the socket",
+        _ => "is it running? set --admin or ISTHMUS_ADMIN",
     }
 }

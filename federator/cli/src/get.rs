@@ -6,7 +6,7 @@ use federation::Namespace;
 use jiff::Timestamp;
 
 use crate::admin::Admin;
-use crate::admin::wire::{Condition, Export, Import};
+use crate::admin::wire::{Condition, Export, Exporter, Import};
 use crate::arguments::{Get, Kind};
 use crate::failure::Failure;
 use crate::output::{Output, Tone, Toned};
@@ -34,7 +34,7 @@ pub(crate) async fn get(arguments: &Get, admin: &Admin, output: &Output) -> Resu
         }
         Kind::Clusters => {
             let mut clusters = admin.clusters().await?;
-            clusters.sort_by(|a, b| a.name.cmp(&b.name));
+            clusters.sort_by(|a, b| a.cluster.cmp(&b.cluster));
             output.show(&clusters, |output| list(&clusters, "clusters", cluster_table(&clusters, output)))
         }
     }
@@ -42,14 +42,14 @@ pub(crate) async fn get(arguments: &Get, admin: &Admin, output: &Output) -> Resu
 
 fn export_table(exports: &[Export], now: Timestamp, output: &Output) -> String {
     let rows = exports.iter().map(|export| {
-        let age = export.created.map(|created| Duration::try_from(now.duration_since(created)).unwrap_or_default());
+        let age = export.created_at.map(|created| Duration::try_from(now.duration_since(created)).unwrap_or_default());
         vec![
             export.namespace.to_string().into(),
             export.name.to_string().into(),
             condition(export.condition("Valid"), true),
             condition(export.condition("Ready"), true),
             condition(export.condition("Conflict"), false),
-            format!("{}/{}", export.ready, export.total).into(),
+            format!("{}/{}", export.ready, export.endpoints).into(),
             Toned::or_dash(age.map(brief).unwrap_or_default()),
         ]
     });
@@ -66,11 +66,25 @@ fn import_table(imports: &[Import], output: &Output) -> String {
             Toned::or_dash(import.kind.clone()),
             Toned::or_dash(import.ips.join(",")),
             Toned::or_dash(ports.join(",")),
-            Toned::or_dash(import.clusters.join(",")),
+            Toned::or_dash(exporters(import)),
+            if import.conflicts.is_empty() {
+                Toned::or_dash("")
+            } else {
+                Toned::new(import.conflicts.join(","), Tone::Doubtful)
+            },
         ]
     });
-    let header = ["NAMESPACE", "NAME", "TYPE", "IP", "PORT(S)", "CLUSTERS"];
+    let header = ["NAMESPACE", "NAME", "TYPE", "IP", "PORT(S)", "READY BY CLUSTER", "CONFLICTS"];
     list(imports, "imports", output.table(&header, rows.collect()))
+}
+
+/// `east 2/2, west 0/1`; a cluster that the federation has lost touch with has a `?`.
+fn exporters(import: &Import) -> String {
+    let one = |it: &Exporter| {
+        let doubt = if it.suspect { "?" } else { "" };
+        format!("{} {}/{}{doubt}", it.cluster, it.ready, it.endpoints)
+    };
+    import.clusters.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// `True`, or `False (NoService)`: the reason where it is bad news.

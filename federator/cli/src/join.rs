@@ -47,12 +47,11 @@ pub(crate) async fn join(arguments: &Join, admin: &Admin, output: &Output) -> Re
 
 /// A membership of an older token is not the one that is waited for.
 fn progress(status: &Status, generation: u64) -> Progress<()> {
-    let membership = &status.membership;
-    if membership.joined && membership.generation.is_none_or(|found| found >= generation) {
-        return Progress::Done(());
+    match status.generation {
+        Some(found) if found >= generation => Progress::Done(()),
+        Some(found) => Progress::Waiting(format!("it still has the membership of generation {found}")),
+        None => Progress::Waiting("it has no membership yet".to_owned()),
     }
-    let missing = membership.error.clone();
-    Progress::Waiting(missing.unwrap_or_else(|| "the control-plane does not say why".to_owned()))
 }
 
 fn read(arguments: &Join) -> Result<String, Failure> {

@@ -1,12 +1,13 @@
-//! The admin API's JSON, as far as this command uses it, and what `-o json` prints of it.
+//! The admin API's JSON, as far as this command uses it. `-o json` prints exactly these types.
 //!
 //! Unknown fields are passed over and absent ones are empty, so that a command and a control-plane of different versions
-//! understand each other. Field names are camelCase; times are RFC 3339; ages and round trips are numbers whose name says
-//! the unit.
+//! understand each other. Names are camelCase; times are RFC 3339; what is measured says its unit in its name, and is
+//! `null` when it is not known. Ages are those at the moment of the answer.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use federation::{Namespace, ServiceId};
+use federation::{Namespace, ServiceId, ServiceName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -20,34 +21,32 @@ pub(crate) struct Status {
     pub(crate) federation: String,
     /// The cluster's trust domain.
     pub(crate) trust_domain: String,
-    /// The control-plane's version.
-    pub(crate) version: Option<String>,
-    /// Whether it is a member.
-    pub(crate) membership: Membership,
-    /// Its connection to the trust-bundle.
-    pub(crate) trust_bundle: Link,
-    /// Its connection to the federator.
-    pub(crate) federator: Link,
-    /// Where it answers DNS.
-    pub(crate) dns: Vec<SocketAddr>,
-    /// Manifests and resources that are not understood, one sentence each.
-    pub(crate) problems: Vec<String>,
-    /// Every other member.
-    pub(crate) clusters: Vec<Cluster>,
-}
-
-/// A cluster's membership.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct Membership {
-    /// It has joined.
+    /// It is a member of the federation.
     pub(crate) joined: bool,
     /// Which membership: a newer token makes a higher one.
     pub(crate) generation: Option<u64>,
-    /// Until when its certificate in the federation holds.
-    pub(crate) certificate_not_after: Option<Timestamp>,
-    /// Why it is not a member, or its certificate is not renewed.
-    pub(crate) error: Option<String>,
+    /// The first full state was applied: what is not here does not exist.
+    pub(crate) synced: bool,
+    /// What its readiness waits for.
+    pub(crate) waiting_for: Vec<String>,
+    /// Where it answers DNS.
+    pub(crate) dns: Vec<SocketAddr>,
+    /// The session with the federator.
+    pub(crate) federator: Link,
+    /// The watch of the trust-bundle.
+    pub(crate) trust_bundle: Link,
+    /// Services that it exports.
+    pub(crate) exports: u64,
+    /// Services of the federation that it knows.
+    pub(crate) imports: u64,
+    /// Its own gateways.
+    pub(crate) gateways: Vec<Gateway>,
+    /// Its sidecars and gateways that are connected to it.
+    pub(crate) proxies: Vec<Proxy>,
+    /// How reading manifests goes.
+    pub(crate) manifests: Manifests,
+    /// Every other member.
+    pub(crate) clusters: Vec<Cluster>,
 }
 
 /// A connection to a service of the federation.
@@ -56,78 +55,158 @@ pub(crate) struct Membership {
 pub(crate) struct Link {
     /// It stands.
     pub(crate) connected: bool,
-    /// The first full state was applied.
-    pub(crate) synced: bool,
-    /// Since the last word from the other end.
-    pub(crate) age_seconds: Option<f64>,
-    /// Why it does not stand.
+    /// Why it does not.
+    pub(crate) problem: Option<String>,
+    /// Since state last came over it, or was confirmed to be all there is.
+    pub(crate) age_ms: Option<u64>,
+    /// Up to which revision or epoch.
+    pub(crate) revision: u64,
+}
+
+/// A sidecar or a gateway.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Proxy {
+    /// Its name.
+    pub(crate) name: String,
+    /// `sidecar` or `gateway`.
+    pub(crate) kind: String,
+    /// For how long it has been connected.
+    pub(crate) connected_for_ms: Option<u64>,
+    /// What it could not apply.
     pub(crate) error: Option<String>,
 }
 
-/// `GET /v1/clusters`: a list of these.
+/// How reading manifests goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Manifests {
+    /// What is not understood, the first of many.
+    pub(crate) problems: Vec<Problem>,
+    /// How many there are.
+    pub(crate) problem_count: u64,
+    /// Documents of kinds that mean nothing to a mesh, by kind.
+    pub(crate) passed_over: BTreeMap<String, u64>,
+}
+
+/// Something in a manifest that is not understood.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Problem {
+    /// File, line, field and what is wrong, in one sentence.
+    pub(crate) text: String,
+}
+
+/// `GET /v1/clusters`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub(crate) struct Clusters {
+    /// Every other member.
+    pub(crate) clusters: Vec<Cluster>,
+}
+
+/// Another member.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Cluster {
     /// Its name.
-    pub(crate) name: String,
-    /// It is this one.
-    pub(crate) local: bool,
-    /// The federation has a session with it; absent when the federation has not said.
+    pub(crate) cluster: String,
+    /// The federation has a session with it; `null` when the federation has not said.
     pub(crate) connected: Option<bool>,
+    /// For how long that has been so.
+    pub(crate) since_age_ms: Option<u64>,
+    /// Since a record of it was last applied or confirmed.
+    pub(crate) last_applied_age_ms: Option<u64>,
+    /// The revision of the federation that it said to have applied.
+    pub(crate) applied_revision: Option<u64>,
+    /// Its membership.
+    pub(crate) generation: u64,
     /// Shut out by the operator.
     pub(crate) quarantined: bool,
-    /// Since something of it was last applied or confirmed.
-    pub(crate) age_seconds: Option<f64>,
-    /// Its trust bundle is here.
+    /// Its roots are here; without, it cannot be called.
     pub(crate) bundle: bool,
-    /// Services it exports.
-    pub(crate) exports: u32,
+    /// Services that it exports to namespaces of this cluster.
+    pub(crate) exports: u64,
     /// Its gateways, as measured from here.
     pub(crate) gateways: Vec<Gateway>,
     /// What should worry an operator.
-    pub(crate) alarms: Vec<String>,
+    pub(crate) alarms: Vec<Alarm>,
 }
 
-/// A gateway of another cluster.
+/// A gateway, and how probes of it went.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Gateway {
-    /// Its name.
+    /// Its name, unique in its cluster.
     pub(crate) name: String,
-    /// Where it is dialled.
+    /// An address or a host name.
     pub(crate) address: String,
-    /// The last probe's outcome; absent before the first.
-    pub(crate) reachable: Option<bool>,
-    /// The measured round trip.
-    pub(crate) round_trip_ms: Option<f64>,
-    /// Since the last probe.
-    pub(crate) probe_age_seconds: Option<f64>,
+    /// The port.
+    pub(crate) port: u16,
+    /// Where it is.
+    pub(crate) region: String,
+    /// Where in the region.
+    pub(crate) zone: String,
     /// Takes no new connections.
     pub(crate) draining: bool,
+    /// The last probe's outcome; `null` before the first, and for the cluster's own gateways.
+    pub(crate) reachable: Option<bool>,
+    /// How deep the last probe went: `session` or `connection`.
+    pub(crate) measured: Option<String>,
     /// Why the last probe failed.
-    pub(crate) error: Option<String>,
+    pub(crate) last_error: Option<String>,
+    /// The measured round trip.
+    pub(crate) round_trip_us: Option<u64>,
+    /// Since the last probe.
+    pub(crate) age_ms: Option<u64>,
+    /// Since the last probe that did not fail.
+    pub(crate) last_success_age_ms: Option<u64>,
 }
 
-/// `GET /v1/exports`: a list of these.
+/// What should worry an operator about a cluster's records.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Alarm {
+    /// `equivocation`, `withheld`.
+    pub(crate) kind: String,
+    /// About what.
+    pub(crate) detail: String,
+    /// For how long.
+    pub(crate) age_ms: Option<u64>,
+}
+
+/// `GET /v1/exports`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct Exports {
+    /// This cluster's.
+    pub(crate) exports: Vec<Export>,
+}
+
+/// A service that this cluster exports.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Export {
     /// The service's namespace.
     pub(crate) namespace: Namespace,
     /// The service's name.
-    pub(crate) name: federation::ServiceName,
+    pub(crate) name: ServiceName,
+    /// Its clusterset name.
+    #[serde(default)]
+    pub(crate) host: String,
+    /// When the ServiceExport was made.
+    #[serde(default)]
+    pub(crate) created_at: Option<Timestamp>,
     /// `Valid`, `Ready`, `Conflict`, as in the ServiceExport's status.
     #[serde(default)]
     pub(crate) conditions: Vec<Condition>,
-    /// Ready endpoints with a sidecar.
-    #[serde(default)]
-    pub(crate) ready: u32,
     /// Endpoints with a sidecar.
     #[serde(default)]
-    pub(crate) total: u32,
-    /// When the ServiceExport was made.
+    pub(crate) endpoints: u32,
+    /// Those of them that are ready.
     #[serde(default)]
-    pub(crate) created: Option<Timestamp>,
+    pub(crate) ready: u32,
+    /// Endpoints without a sidecar: they get no traffic.
+    #[serde(default)]
+    pub(crate) without_sidecar: u32,
 }
 
 /// A condition, in Kubernetes' form.
@@ -145,14 +224,24 @@ pub(crate) struct Condition {
     pub(crate) message: String,
 }
 
-/// `GET /v1/imports`: a list of these.
+/// `GET /v1/imports`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct Imports {
+    /// The federation's services.
+    pub(crate) imports: Vec<Import>,
+}
+
+/// A service of the federation, as this cluster sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Import {
     /// The service's namespace.
     pub(crate) namespace: Namespace,
     /// The service's name.
-    pub(crate) name: federation::ServiceName,
+    pub(crate) name: ServiceName,
+    /// Its clusterset name.
+    #[serde(default)]
+    pub(crate) host: String,
     /// `ClusterSetIP` or `Headless`.
     #[serde(rename = "type", default)]
     pub(crate) kind: String,
@@ -164,10 +253,13 @@ pub(crate) struct Import {
     pub(crate) ports: Vec<Port>,
     /// Who exports it.
     #[serde(default)]
-    pub(crate) clusters: Vec<String>,
-    /// `Ready`, as in the ServiceImport's status.
+    pub(crate) clusters: Vec<Exporter>,
+    /// What the exporters disagree on.
     #[serde(default)]
-    pub(crate) conditions: Vec<Condition>,
+    pub(crate) conflicts: Vec<String>,
+    /// One sentence for each disagreement.
+    #[serde(default)]
+    pub(crate) details: Vec<String>,
 }
 
 /// A port of an import.
@@ -180,6 +272,28 @@ pub(crate) struct Port {
     pub(crate) port: u16,
     /// `TCP`, `UDP`, `SCTP`.
     pub(crate) protocol: String,
+    /// Who exposes it.
+    pub(crate) clusters: Vec<String>,
+}
+
+/// One exporter of an import.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Exporter {
+    /// The cluster.
+    pub(crate) cluster: String,
+    /// It is this one.
+    pub(crate) local: bool,
+    /// Endpoints with a sidecar.
+    pub(crate) endpoints: u32,
+    /// Those of them that are ready.
+    pub(crate) ready: u32,
+    /// The federation has lost touch with it.
+    pub(crate) suspect: bool,
+    /// Its roots are here.
+    pub(crate) bundle: bool,
+    /// Measured.
+    pub(crate) round_trip_us: Option<u64>,
 }
 
 impl Export {

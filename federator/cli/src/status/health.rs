@@ -9,33 +9,39 @@ use crate::admin::wire::{Cluster, Link, Status};
 /// One sentence for each thing that is wrong; none when all is well.
 pub(super) fn findings(status: &Status) -> Vec<String> {
     let mut findings = Vec::new();
-    if !status.membership.joined {
-        findings.push("the cluster is not a member of a federation".to_owned());
-    }
-    if let Some(error) = &status.membership.error {
-        findings.push(format!("membership: {error}"));
-    }
-    if status.membership.joined {
+    if status.joined {
         findings.extend(of_link("trust-bundle", &status.trust_bundle));
         findings.extend(of_link("federator", &status.federator));
+        if !status.synced {
+            findings.push("the first full state of the federation has not been applied yet".to_owned());
+        }
+    } else {
+        findings.push("the cluster is not a member of a federation".to_owned());
     }
-    findings.extend(status.problems.iter().map(|problem| format!("manifests: {problem}")));
-    findings.extend(status.clusters.iter().filter(|it| !it.local && !it.quarantined).flat_map(of_cluster));
+    if !status.waiting_for.is_empty() {
+        findings.push(format!("control-plane: not ready, it waits for {}", status.waiting_for.join(", ")));
+    }
+    for proxy in &status.proxies {
+        findings.extend(proxy.error.iter().map(|error| format!("{} {}: {error}", proxy.kind, proxy.name)));
+    }
+    findings.extend(status.manifests.problems.iter().map(|problem| format!("manifests: {}", problem.text)));
+    let unsaid = status.manifests.problem_count.saturating_sub(status.manifests.problems.len() as u64);
+    if unsaid > 0 {
+        findings.push(format!("manifests: and {unsaid} problems more"));
+    }
+    findings.extend(status.clusters.iter().filter(|it| !it.quarantined).flat_map(of_cluster));
     findings
 }
 
 fn of_link(name: &str, link: &Link) -> Option<String> {
-    let why = link.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-    match (link.connected, link.synced) {
-        (false, _) => Some(format!("{name}: not connected{why}")),
-        (true, false) => Some(format!("{name}: the first full state has not been applied yet")),
-        (true, true) => None,
-    }
+    let why = link.problem.as_deref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    (!link.connected).then(|| format!("{name}: not connected{why}"))
 }
 
 fn of_cluster(cluster: &Cluster) -> Vec<String> {
-    let name = &cluster.name;
-    let mut findings: Vec<_> = cluster.alarms.iter().map(|alarm| format!("cluster {name}: {alarm}")).collect();
+    let name = &cluster.cluster;
+    let alarms = cluster.alarms.iter().map(|alarm| format!("cluster {name}: {}: {}", alarm.kind, alarm.detail));
+    let mut findings: Vec<_> = alarms.collect();
     if !cluster.bundle {
         findings.push(format!("cluster {name}: its trust bundle has not arrived, so it cannot be called"));
     }
@@ -44,8 +50,8 @@ fn of_cluster(cluster: &Cluster) -> Vec<String> {
     }
     let taking = cluster.gateways.iter().filter(|gateway| !gateway.draining);
     for gateway in taking.filter(|gateway| gateway.reachable == Some(false)) {
-        let why = gateway.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-        findings.push(format!("cluster {name}: gateway {} at {} is unreachable{why}", gateway.name, gateway.address));
+        let why = gateway.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+        findings.push(format!("cluster {name}: gateway {} is unreachable{why}", super::place(gateway)));
     }
     if cluster.exports > 0 && cluster.gateways.is_empty() {
         findings.push(format!("cluster {name}: exports services, but has no gateway"));
@@ -56,16 +62,17 @@ fn of_cluster(cluster: &Cluster) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::wire::{Gateway, Membership};
+    use crate::admin::wire::{Alarm, Gateway, Problem, Proxy};
 
     fn well() -> Status {
-        let link = Link { connected: true, synced: true, ..Link::default() };
+        let link = Link { connected: true, ..Link::default() };
         Status {
-            membership: Membership { joined: true, ..Membership::default() },
+            joined: true,
+            synced: true,
             trust_bundle: link.clone(),
             federator: link,
             clusters: vec![Cluster {
-                name: "west".to_owned(),
+                cluster: "west".to_owned(),
                 connected: Some(true),
                 bundle: true,
                 exports: 2,
@@ -93,21 +100,36 @@ mod tests {
     #[test]
     fn each_fault_is_one_finding() {
         type Fault = fn(&mut Status, &mut Cluster);
-        let faults: [(Fault, &str); 9] = [
-            (|status, _| status.membership.joined = false, "not a member"),
-            (|status, _| status.membership.error = Some("renewal fails".to_owned()), "renewal fails"),
+        let faults: [(Fault, &str); 11] = [
+            (|status, _| status.joined = false, "not a member"),
             (|status, _| status.trust_bundle.connected = false, "trust-bundle: not connected"),
-            (|status, _| status.federator.synced = false, "federator: the first full state"),
-            (|status, _| status.problems.push("a.yaml:3: no kind".to_owned()), "a.yaml:3"),
+            (|status, _| status.federator.connected = false, "federator: not connected"),
+            (|status, _| status.synced = false, "the first full state"),
+            (|status, _| status.waiting_for.push("manifests".to_owned()), "waits for manifests"),
+            (
+                |status, _| {
+                    let error = Some("refused a resource".to_owned());
+                    status.proxies.push(Proxy { name: "cart-0".to_owned(), error, ..Proxy::default() });
+                },
+                "cart-0: refused",
+            ),
+            (|status, _| status.manifests.problems.push(Problem { text: "a.yaml:3: no kind".to_owned() }), "a.yaml:3"),
             (|_, west| west.connected = Some(false), "lost touch"),
             (|_, west| west.bundle = false, "trust bundle"),
             (|_, west| west.gateways[0].reachable = Some(false), "gateway a"),
-            (|_, west| west.gateways.clear(), "no gateway"),
+            (|_, west| west.alarms.push(Alarm { kind: "withheld".to_owned(), ..Alarm::default() }), "withheld"),
         ];
         for (fault, expected) in faults {
             let found = broken(fault);
             assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
         }
+        assert_eq!(broken(|_, west| west.gateways.clear()).len(), 1);
+    }
+
+    #[test]
+    fn problems_that_are_not_spelt_out_are_counted() {
+        let found = broken(|status, _| status.manifests.problem_count = 7);
+        assert_eq!(found, ["manifests: and 7 problems more"]);
     }
 
     #[test]

@@ -93,20 +93,30 @@ pub(crate) fn export_of(namespace: &str, name: &str, conditions: &[(&str, &str, 
     let conditions = conditions.iter().map(
         |(kind, status, reason, message)| json!({"type": kind, "status": status, "reason": reason, "message": message}),
     );
-    json!({"namespace": namespace, "name": name, "conditions": conditions.collect::<Vec<_>>(), "ready": 2, "total": 3,
-        "created": "2026-01-01T00:00:00Z"})
+    json!({"namespace": namespace, "name": name, "conditions": conditions.collect::<Vec<_>>(), "ready": 2, "endpoints": 3,
+        "createdAt": "2026-01-01T00:00:00Z"})
 }
 
 fn well() -> State {
-    let west = json!({"name": "west", "connected": true, "quarantined": false, "bundle": true, "ageSeconds": 1.5, "exports": 2,
-        "gateways": [{"name": "a", "address": "127.2.0.4:15443", "reachable": true, "roundTripMs": 0.42, "probeAgeSeconds": 3.0}],
-        "alarms": []});
+    let gateway = json!({"name": "a", "address": "127.2.0.4", "port": 15443, "region": "r", "zone": "z", "draining": false,
+        "reachable": true, "measured": "session", "lastError": null, "roundTripUs": 420, "ageMs": 3_000, "lastSuccessAgeMs": 3_000});
+    let west = json!({"cluster": "west", "connected": true, "suspect": false, "sinceMs": 1, "sinceAgeMs": 61_000,
+        "appliedRevision": 7, "lastAppliedAgeMs": 1_500, "generation": 1, "quarantined": false, "bundle": true, "exports": 2,
+        "gateways": [gateway], "alarms": []});
+    let proxy = |kind, name| {
+        json!({"name": name, "kind": kind, "identity": "spiffe://east.mesh.example/ns/shop/sa/cart",
+        "connectedForMs": 9_000, "trustEpoch": 3, "error": null})
+    };
+    let own = json!({"name": "a", "address": "gw.east.example", "port": 15443, "region": "r", "zone": "z", "draining": false});
     State {
         status: json!({"cluster": "east", "federation": "mesh.example", "trustDomain": "east.mesh.example",
-            "membership": {"joined": true, "generation": 1, "certificateNotAfter": "2126-01-01T00:00:00Z"},
-            "trustBundle": {"connected": true, "synced": true, "ageSeconds": 4.0},
-            "federator": {"connected": true, "synced": true, "ageSeconds": 0.3},
-            "dns": ["127.1.0.3:53"], "clusters": [west], "ofALaterVersion": {}}),
+            "joined": true, "generation": 1, "synced": true, "waitingFor": [], "dns": ["127.1.0.3:53"],
+            "federator": {"connected": true, "problem": null, "revision": 7, "incarnation": "i", "ageMs": 300},
+            "trustBundle": {"connected": true, "problem": null, "revision": 3, "incarnation": "i", "ageMs": 4_000},
+            "exports": 1, "imports": 4, "namespaces": ["shop"], "gateways": [own],
+            "proxies": [proxy("sidecar", "cart-0"), proxy("sidecar", "cart-1"), proxy("gateway", "gw-0")],
+            "manifests": {"problems": [], "problemCount": 0, "passedOver": {"ConfigMap": 2}},
+            "clusters": [west], "ofALaterVersion": {}}),
         exports: Vec::new(),
         imports: Vec::new(),
         clusters: vec![west],
@@ -130,15 +140,15 @@ async fn status(Shared(state): Shared<Handle>) -> Json<Value> {
 async fn exports(Shared(state): Shared<Handle>) -> Json<Value> {
     let mut state = state.lock().unwrap();
     state.step();
-    Json(state.exports.clone().into())
+    Json(json!({"exports": state.exports}))
 }
 
 async fn imports(Shared(state): Shared<Handle>) -> Json<Value> {
-    Json(state.lock().unwrap().imports.clone().into())
+    Json(json!({"imports": state.lock().unwrap().imports}))
 }
 
 async fn clusters(Shared(state): Shared<Handle>) -> Json<Value> {
-    Json(state.lock().unwrap().clusters.clone().into())
+    Json(json!({"clusters": state.lock().unwrap().clusters}))
 }
 
 async fn join(Shared(state): Shared<Handle>, Json(body): Json<Value>) -> Answer {

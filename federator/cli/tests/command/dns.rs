@@ -233,5 +233,5 @@ async fn the_control_plane_says_where_its_dns_is() {
     control_plane.change(|state| state.status["dns"] = json!([]));
     let ran = isthmus(control_plane.socket(), &["dig", "shop/cart"], "").await;
     assert_eq!(ran.code, 1);
-    assert!(ran.stderr.contains("answers no DNS") && ran.stderr.contains("--server"), "{ran:?}");
+    assert!(ran.stderr.contains("names no DNS address") && ran.stderr.contains("--server"), "{ran:?}");
 }
