@@ -19,6 +19,7 @@
 
 mod authority;
 mod bundle;
+mod bundle_set;
 mod certificate;
 mod id;
 mod leaf;
@@ -30,6 +31,7 @@ pub use authority::{AuthorityError, check_authority};
 pub use bundle::{
     Bundle, BundleError, DEFAULT_REFRESH_HINT, JsonError, JwkError, KeyError, MAX_AUTHORITIES, MAX_BUNDLE_BYTES,
 };
+pub use bundle_set::{Accepted, BundleSet, MAX_TRUST_DOMAINS, OfferError};
 pub use certificate::{CertificateError, Validity, validity};
 pub use id::{IdError, MAX_ID_BYTES, SpiffeId};
 pub use leaf::{LeafError, check_leaf};

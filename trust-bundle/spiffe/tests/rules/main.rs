@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod authorities;
+mod bundle_sets;
 mod bundles;
 mod certificates;
 mod ids;
