@@ -5,9 +5,13 @@
 //!   a ◄─►│                                                                  │◄─► b
 //!        └── Direction b→a: read b, write a; b's end becomes a's shutdown ──┘
 //! ```
+//!
+//! A direction between TCP streams begins with a buffer, and goes over to a pipe once its traffic is bulk: see `tcp`.
 
 mod direction;
+mod pipe;
 mod pool;
+mod tcp;
 
 use std::{
     future::poll_fn,
@@ -25,7 +29,8 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use direction::{Direction, Fault};
+use direction::{Copied, Direction, Fault, Way};
+use tcp::TcpDirection;
 
 /// How a relay behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +39,16 @@ pub struct RelayOptions {
     /// other side has not read yet, and the last bytes of an answer may still be on their way. What the other side sends
     /// meanwhile is read and dropped.
     pub reset_delay: Duration,
+    /// How many pipes of 1 MiB the process may have for bulk between TCP streams; each takes two descriptors. A connection has one only
+    /// while bytes are in it: fast ones share a few, and slow ones beyond the limit get buffers. 0: bulk is copied too.
+    pub max_pipes: usize,
 }
 
 impl Default for RelayOptions {
-    /// A second: several round trips between continents.
+    /// A second: several round trips between continents. 64 pipes: what the kernel lets an unprivileged user have
+    /// (`fs.pipe-user-pages-soft`).
     fn default() -> Self {
-        Self { reset_delay: Duration::from_secs(1) }
+        Self { reset_delay: Duration::from_secs(1), max_pipes: 64 }
     }
 }
 
@@ -80,6 +89,23 @@ impl Default for Relayed {
     /// A relay that has not begun.
     fn default() -> Self {
         Self { a_to_b: 0, b_to_a: 0, first_byte: None, end: RelayEnd::Unfinished }
+    }
+}
+
+/// A record of a relay, kept up to date while it runs.
+pub trait Record {
+    /// The record proper.
+    fn relayed(&mut self) -> &mut Relayed;
+
+    /// Called when so many bytes more have been written to `b` and to `a`, for counters that others read meanwhile.
+    fn progressed(&mut self, to_b: u64, to_a: u64) {
+        let _ = (to_b, to_a);
+    }
+}
+
+impl Record for Relayed {
+    fn relayed(&mut self) -> &mut Relayed {
+        self
     }
 }
 
@@ -163,9 +189,12 @@ pub async fn relay(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions)
 }
 
 /// [`relay`], with a record that is up to date whenever the future rests, and so also after it was dropped.
-pub async fn relay_observed(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions, relayed: &mut Relayed) {
-    relay_streams(a, b, options, relayed).await;
-    let reset = match relayed.end.to_reset() {
+///
+/// Bulk goes through pipes (`splice`), everything else through buffers: see [`RelayOptions::max_pipes`].
+pub async fn relay_observed<R: Record>(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions, record: &mut R) {
+    let ways = (TcpDirection::new(options.max_pipes), TcpDirection::new(options.max_pipes));
+    run(a, b, ways, options, record).await;
+    let reset = match record.relayed().end.to_reset() {
         Some(Side::A) => reset_on_close(a),
         Some(Side::B) => reset_on_close(b),
         None => Ok(()),
@@ -176,54 +205,77 @@ pub async fn relay_observed(a: &mut TcpStream, b: &mut TcpStream, options: &Rela
 
 /// [`relay_observed`] between streams of any kind, such as TLS and TCP. The caller passes a break on:
 /// see [`RelayEnd::to_reset`] and [`reset_on_close`].
-pub async fn relay_streams<A, B>(a: &mut A, b: &mut B, options: &RelayOptions, relayed: &mut Relayed)
+pub async fn relay_streams<A, B, R>(a: &mut A, b: &mut B, options: &RelayOptions, record: &mut R)
 where
     A: AsyncRead + AsyncWrite + Unpin + ?Sized,
     B: AsyncRead + AsyncWrite + Unpin + ?Sized,
+    R: Record,
 {
-    let mut copying = Copying { started: Instant::now(), a_to_b: Direction::new(), b_to_a: Direction::new() };
-    let end = poll_fn(|context| copying.poll(context, a, b, relayed)).await;
+    run(a, b, (Direction::default(), Direction::default()), options, record).await;
+}
+
+async fn run<A, B, D, R>(a: &mut A, b: &mut B, ways: (D, D), options: &RelayOptions, record: &mut R)
+where
+    A: AsyncRead + Unpin + ?Sized,
+    B: AsyncRead + Unpin + ?Sized,
+    D: Copied + Way<A, B> + Way<B, A>,
+    R: Record,
+{
+    let mut copying = Copying { started: Instant::now(), a_to_b: ways.0, b_to_a: ways.1 };
+    let end = poll_fn(|context| copying.poll(context, a, b, record)).await;
     if let RelayEnd::Reset(by) = end {
-        let (ended, mut backwards) = match by {
-            Side::A => (copying.a_to_b.ended(), copying.b_to_a),
-            Side::B => (copying.b_to_a.ended(), copying.a_to_b),
+        let (forwards, backwards) = match by {
+            Side::A => (&mut copying.a_to_b, &mut copying.b_to_a),
+            Side::B => (&mut copying.b_to_a, &mut copying.a_to_b),
         };
-        if let Some(at) = ended {
+        if let Some(at) = forwards.buffered().ended() {
             let delay = pin!(tokio::time::sleep_until(at + options.reset_delay));
             match by {
-                Side::A => discard(&mut backwards, b, delay).await,
-                Side::B => discard(&mut backwards, a, delay).await,
+                Side::A => discard(backwards.buffered(), b, delay).await,
+                Side::B => discard(backwards.buffered(), a, delay).await,
             }
         }
     }
-    relayed.end = end;
+    record.relayed().end = end;
 }
 
-struct Copying {
+struct Copying<D> {
     started: Instant,
-    a_to_b: Direction,
-    b_to_a: Direction,
+    a_to_b: D,
+    b_to_a: D,
 }
 
-impl Copying {
-    fn poll<A, B>(&mut self, context: &mut Context<'_>, a: &mut A, b: &mut B, relayed: &mut Relayed) -> Poll<RelayEnd>
+impl<D: Copied> Copying<D> {
+    fn poll<A, B, R>(&mut self, context: &mut Context<'_>, a: &mut A, b: &mut B, record: &mut R) -> Poll<RelayEnd>
     where
-        A: AsyncRead + AsyncWrite + Unpin + ?Sized,
-        B: AsyncRead + AsyncWrite + Unpin + ?Sized,
+        A: ?Sized,
+        B: ?Sized,
+        D: Way<A, B> + Way<B, A>,
+        R: Record,
     {
-        let forwards = self.a_to_b.poll(context, Pin::new(&mut *a), Pin::new(&mut *b));
-        let backwards = self.b_to_a.poll(context, Pin::new(&mut *b), Pin::new(&mut *a));
-        relayed.a_to_b = self.a_to_b.moved();
-        relayed.b_to_a = self.b_to_a.moved();
-        if relayed.first_byte.is_none() && relayed.b_to_a > 0 {
-            relayed.first_byte = Some(self.started.elapsed());
-        }
+        let forwards = self.a_to_b.poll(context, a, b);
+        let backwards = self.b_to_a.poll(context, b, a);
+        self.write_down(record);
         match (forwards, backwards) {
             (Poll::Ready(Err(fault)), _) => Poll::Ready(end_of(Side::A, Side::B, &fault)),
             (_, Poll::Ready(Err(fault))) => Poll::Ready(end_of(Side::B, Side::A, &fault)),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(RelayEnd::Closed),
             _ => Poll::Pending,
         }
+    }
+
+    fn write_down(&mut self, record: &mut impl Record) {
+        let (to_b, to_a) = (self.a_to_b.buffered().moved(), self.b_to_a.buffered().moved());
+        let relayed = record.relayed();
+        let progress = (to_b - relayed.a_to_b, to_a - relayed.b_to_a);
+        if progress == (0, 0) {
+            return;
+        }
+        (relayed.a_to_b, relayed.b_to_a) = (to_b, to_a);
+        if to_a > 0 && relayed.first_byte.is_none() {
+            relayed.first_byte = Some(self.started.elapsed());
+        }
+        record.progressed(progress.0, progress.1);
     }
 }
 

@@ -12,9 +12,9 @@
 //!
 //! What always holds:
 //! - Bytes of a peer cannot panic this crate, and what it keeps of them is bounded: a hello by
-//!   [`HelloLimits::max_bytes`], each direction of a relay by one buffer of 64 KiB.
+//!   [`HelloLimits::max_bytes`], each direction of a relay by one buffer of 64 KiB or one pipe of 1 MiB.
 //! - A hello's outcome depends on its bytes alone, never on how records or TCP segments cut them.
-//! - A connection with nothing to copy holds no buffer; a wake-up allocates nothing.
+//! - A connection with nothing to copy holds neither buffer nor pipe; a wake-up allocates nothing.
 //! - The end of one direction is passed on alone (half-close); a reset on one side resets the other.
 
 mod client_hello;
@@ -27,7 +27,7 @@ mod socket;
 pub mod alert;
 
 pub use client_hello::{ClientHello, ClientHelloError, ClientHelloReader};
-pub use copy::{RelayEnd, RelayOptions, Relayed, Side, relay, relay_observed, relay_streams, reset_on_close};
+pub use copy::{Record, RelayEnd, RelayOptions, Relayed, Side, relay, relay_observed, relay_streams, reset_on_close};
 pub use read::{HelloLimits, ReadHelloError, read_client_hello};
 pub use refuse::{REFUSAL_LINGER, refuse};
 pub use socket::{SocketOptions, configure};

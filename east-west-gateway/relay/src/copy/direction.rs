@@ -23,6 +23,27 @@ pub(super) enum Fault {
     Writing(io::Error),
 }
 
+/// What one step has done.
+pub(super) enum Step {
+    /// So many bytes were read and are to be written; none at the reader's end.
+    Read(usize),
+    /// The reader's end was passed on.
+    Ended,
+}
+
+/// A direction of any kind between a reader and a writer.
+pub(super) trait Way<R: ?Sized, W: ?Sized> {
+    /// Copies what can be copied now; ready when the reader's end was passed on, or at the first failure.
+    fn poll(&mut self, context: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Fault>>;
+}
+
+/// What is common to both kinds.
+pub(super) trait Copied: Default {
+    /// The direction's own buffer and counts.
+    fn buffered(&mut self) -> &mut Direction;
+}
+
+#[derive(Default)]
 pub(super) struct Direction {
     state: State,
     /// Lent by the pool while bytes are in it.
@@ -34,8 +55,9 @@ pub(super) struct Direction {
     moved: u64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 enum State {
+    #[default]
     Open,
     /// The reader ended; the writer is being shut down.
     Ending,
@@ -43,10 +65,6 @@ enum State {
 }
 
 impl Direction {
-    pub(super) const fn new() -> Self {
-        Self { state: State::Open, buffer: None, unwritten: 0..0, unflushed: false, moved: 0 }
-    }
-
     /// Bytes written.
     pub(super) const fn moved(&self) -> u64 {
         self.moved
@@ -60,38 +78,46 @@ impl Direction {
         }
     }
 
-    /// Copies what can be copied now; ready when the reader's end was passed on, or at the first failure.
-    pub(super) fn poll<R, W>(
+    /// Counts bytes that went another way than through the buffer.
+    pub(super) const fn count(&mut self, bytes: usize) {
+        self.moved += bytes as u64;
+        self.unflushed = false;
+    }
+
+    /// Says that the reader was found at its end.
+    pub(super) const fn reader_ended(&mut self) {
+        self.state = State::Ending;
+    }
+
+    /// Writes what was read before, then reads once.
+    pub(super) fn poll_step<R, W>(
         &mut self,
         context: &mut Context<'_>,
-        mut reader: Pin<&mut R>,
+        reader: Pin<&mut R>,
         mut writer: Pin<&mut W>,
-    ) -> Poll<Result<(), Fault>>
+    ) -> Poll<Result<Step, Fault>>
     where
         R: AsyncRead + ?Sized,
         W: AsyncWrite + ?Sized,
     {
-        for _ in 0..READS_PER_TURN {
-            ready!(self.poll_write(context, writer.as_mut()))?;
-            match self.state {
-                State::Open => {}
-                State::Ending => {
-                    ready!(writer.as_mut().poll_shutdown(context)).map_err(Fault::Writing)?;
-                    self.state = State::Ended(Instant::now());
-                    return Poll::Ready(Ok(()));
-                }
-                State::Ended(_) => return Poll::Ready(Ok(())),
+        ready!(self.poll_write(context, writer.as_mut()))?;
+        match self.state {
+            State::Open => {}
+            State::Ending => {
+                ready!(writer.as_mut().poll_shutdown(context)).map_err(Fault::Writing)?;
+                self.state = State::Ended(Instant::now());
+                return Poll::Ready(Ok(Step::Ended));
             }
-            if self.poll_read(context, reader.as_mut())?.is_pending() {
-                if self.unflushed {
-                    ready!(writer.as_mut().poll_flush(context)).map_err(Fault::Writing)?;
-                    self.unflushed = false;
-                }
-                return Poll::Pending;
-            }
+            State::Ended(_) => return Poll::Ready(Ok(Step::Ended)),
         }
-        context.waker().wake_by_ref();
-        Poll::Pending
+        if self.poll_read(context, reader)?.is_pending() {
+            if self.unflushed {
+                ready!(writer.as_mut().poll_flush(context)).map_err(Fault::Writing)?;
+                self.unflushed = false;
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(Step::Read(self.unwritten.len())))
     }
 
     /// Reads and drops what comes; ready at the end or a failure of the reader.
@@ -112,7 +138,8 @@ impl Direction {
         Poll::Pending
     }
 
-    fn poll_write<W: AsyncWrite + ?Sized>(
+    /// Writes what was read.
+    pub(super) fn poll_write<W: AsyncWrite + ?Sized>(
         &mut self,
         context: &mut Context<'_>,
         mut writer: Pin<&mut W>,
@@ -151,6 +178,28 @@ impl Direction {
         }
         pool::give_back(buffer);
         outcome.map_err(Fault::Reading)
+    }
+}
+
+impl Copied for Direction {
+    fn buffered(&mut self) -> &mut Direction {
+        self
+    }
+}
+
+impl<R, W> Way<R, W> for Direction
+where
+    R: AsyncRead + Unpin + ?Sized,
+    W: AsyncWrite + Unpin + ?Sized,
+{
+    fn poll(&mut self, context: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Fault>> {
+        for _ in 0..READS_PER_TURN {
+            if let Step::Ended = ready!(self.poll_step(context, Pin::new(&mut *reader), Pin::new(&mut *writer)))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
