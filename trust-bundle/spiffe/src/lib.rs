@@ -14,6 +14,8 @@
 //! - A leaf is judged by the roots of *its own* trust domain only. Bundles are keyed by trust domain and never merged.
 //! - These checks come on top of RFC 5280 path building (`mesh-tls` does that, with webpki), and never replace it: a
 //!   general web verifier accepts leaves that SPIFFE forbids.
+//! - What a receiver holds ([BundleSet]) never goes back, and no key is a root of two trust domains.
+//! - A key is replaced in phases ([Rotation]): known by all before it signs, gone only after what it signed.
 //! - A bundle without `keys` is an error (keep the last good one); a bundle with `"keys": []` is valid and rejects every
 //!   SVID of its trust domain.
 
@@ -25,6 +27,7 @@ mod id;
 mod leaf;
 pub mod pem;
 mod role;
+mod rotation;
 mod trust_domain;
 
 pub use authority::{AuthorityError, check_authority};
@@ -36,5 +39,6 @@ pub use certificate::{CertificateError, Validity, validity};
 pub use id::{IdError, MAX_ID_BYTES, SpiffeId};
 pub use leaf::{LeafError, check_leaf};
 pub use role::PlaneRole;
+pub use rotation::{Action, Generation, HINTS_BEFORE_USE, Pace, Phase, Rotation, Waiting, Watcher};
 pub use rustls_pki_types::CertificateDer;
 pub use trust_domain::{MAX_TRUST_DOMAIN_BYTES, TrustDomain, TrustDomainError};

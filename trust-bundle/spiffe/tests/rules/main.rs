@@ -7,3 +7,4 @@ mod bundles;
 mod certificates;
 mod ids;
 mod leaves;
+mod rotations;
