@@ -18,15 +18,26 @@ pub(crate) enum Shed {
     Connections,
     /// As many without a hello from one source as are allowed.
     Source,
+    /// As many to one service as are allowed.
+    Service,
+    /// As much memory as is allowed.
+    Memory,
+    /// No descriptor is left.
+    Descriptors,
 }
 
 impl Shed {
+    pub(crate) const ALL: [Self; 5] = [Self::Connections, Self::Source, Self::Service, Self::Memory, Self::Descriptors];
+
     /// A fixed word: the label `limit`.
     #[must_use]
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Connections => "connections",
             Self::Source => "pending_per_source",
+            Self::Service => "service",
+            Self::Memory => "memory",
+            Self::Descriptors => "descriptors",
         }
     }
 }

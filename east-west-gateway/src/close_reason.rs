@@ -15,6 +15,8 @@ pub enum Refusal {
     NotExported,
     /// The service is exported, but not this port of it.
     PortNotExported,
+    /// The service has as many connections as are allowed to one.
+    ServiceFull,
     /// No endpoint of the service is ready.
     NoReadyEndpoint,
     /// None of the endpoints tried within the budget could be reached.
@@ -30,7 +32,7 @@ impl Refusal {
             Self::UnknownName | Self::OtherCluster | Self::NotExported | Self::PortNotExported => {
                 alert::UNRECOGNIZED_NAME
             }
-            Self::NoReadyEndpoint | Self::Unreachable => alert::INTERNAL_ERROR,
+            Self::ServiceFull | Self::NoReadyEndpoint | Self::Unreachable => alert::INTERNAL_ERROR,
         }
     }
 }
@@ -44,6 +46,8 @@ pub enum CloseReason {
     Refused(Refusal),
     /// The client closed or reset before it had sent a byte: a probe.
     Probe,
+    /// A trusted load balancer sent no PROXY protocol header, or a malformed one.
+    ProxyHeader,
     /// The client closed or reset within its hello.
     HelloCutOff,
     /// The hello did not arrive in time.
@@ -61,6 +65,35 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// Every value of [`label`](Self::label).
+    pub(crate) const LABELS: [&'static str; 25] = [
+        "closed",
+        "client_reset",
+        "endpoint_reset",
+        "client_timed_out",
+        "endpoint_timed_out",
+        "client_failed",
+        "endpoint_failed",
+        "unfinished",
+        "no_server_name",
+        "unknown_name",
+        "other_cluster",
+        "not_exported",
+        "port_not_exported",
+        "service_full",
+        "no_ready_endpoint",
+        "unreachable",
+        "probe",
+        "proxy_header",
+        "hello_cut_off",
+        "hello_too_slow",
+        "not_tls",
+        "hello_too_large",
+        "hello_malformed",
+        "drained",
+        "aborted",
+    ];
+
     /// What became of a hello that could not be read.
     #[must_use]
     pub const fn of_hello(error: &ReadHelloError) -> Self {
@@ -94,10 +127,12 @@ impl CloseReason {
                 Refusal::OtherCluster => "other_cluster",
                 Refusal::NotExported => "not_exported",
                 Refusal::PortNotExported => "port_not_exported",
+                Refusal::ServiceFull => "service_full",
                 Refusal::NoReadyEndpoint => "no_ready_endpoint",
                 Refusal::Unreachable => "unreachable",
             },
             Self::Probe => "probe",
+            Self::ProxyHeader => "proxy_header",
             Self::HelloCutOff => "hello_cut_off",
             Self::HelloTooSlow => "hello_too_slow",
             Self::NotTls => "not_tls",

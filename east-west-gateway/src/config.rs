@@ -129,6 +129,8 @@ impl Default for ConnectConfig {
 pub struct LimitsConfig {
     /// Connections at a time; 20000. One more is reset, so that its caller goes elsewhere at once.
     pub max_connections: usize,
+    /// Connections to one service at a time; 10000. One more gets an alert, so that its caller goes elsewhere at once.
+    pub max_connections_per_service: usize,
     /// Connections of one source address (an IPv4 address, or an IPv6 /64) at a time whose hello has not arrived; 256.
     pub max_pending_per_source: u32,
     /// The bytes within which a ClientHello must end; 16384.
@@ -143,6 +145,7 @@ impl Default for LimitsConfig {
         let hello = HelloLimits::default();
         Self {
             max_connections: 20_000,
+            max_connections_per_service: 10_000,
             max_pending_per_source: 256,
             hello_max_bytes: hello.max_bytes,
             hello_deadline: hello.deadline,
@@ -186,6 +189,7 @@ impl Configuration for Config {
         require(!self.connect.attempt.is_zero(), "connect.attempt: must be more than zero");
         require(self.connect.attempt <= self.connect.budget, "connect.budget: must not be below connect.attempt");
         require(self.limits.max_connections > 0, "limits.maxConnections: must be more than zero");
+        require(self.limits.max_connections_per_service > 0, "limits.maxConnectionsPerService: must be more than zero");
         require(self.limits.max_pending_per_source > 0, "limits.maxPendingPerSource: must be more than zero");
         require(self.limits.hello_max_bytes >= LEAST_HELLO_BYTES, "limits.helloMaxBytes: must be at least 4096");
         require(!self.limits.hello_deadline.is_zero(), "limits.helloDeadline: must be more than zero");

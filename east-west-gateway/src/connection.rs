@@ -5,20 +5,17 @@ mod record;
 
 use std::{sync::Arc, time::Instant};
 
-use federation::{
-    Locality,
-    sni::{Sni, Subset},
-};
+use federation::Locality;
 use relay::{ClientHello, HelloLimits, RelayOptions, SocketOptions, read_client_hello, relay_observed};
 use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::{
-    admission::Pending,
+    admission::{Pending, Shed},
     close_reason::{CloseReason, Refusal},
     config::ConnectConfig,
     metrics::Metrics,
-    routes::{Candidates, Routes},
+    routes::{Candidates, Found, Routes},
 };
 
 pub(crate) use record::Record;
@@ -32,7 +29,8 @@ pub(crate) struct DataPath {
     pub(crate) connect: ConnectConfig,
     pub(crate) sockets: SocketOptions,
     pub(crate) relaying: RelayOptions,
-    pub(crate) metrics: Metrics,
+    pub(crate) max_connections_per_service: usize,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl DataPath {
@@ -48,7 +46,7 @@ impl DataPath {
             }
         };
         drop(pending);
-        self.metrics.hello_time.observe(record.started.elapsed().as_secs_f64());
+        self.metrics.hello_time.observe(record.started.elapsed());
         let mut endpoint = match self.connect(&hello, &bytes, &mut record).await {
             Ok(endpoint) => endpoint,
             Err(refusal) => {
@@ -57,7 +55,7 @@ impl DataPath {
         };
         // Some hundred bytes up to the limit, which an idle connection need not keep.
         drop((hello, bytes));
-        relay_observed(&mut client, &mut endpoint, &self.relaying, &mut record.relayed).await;
+        relay_observed(&mut client, &mut endpoint, &self.relaying, &mut record).await;
         record.reason = Some(CloseReason::Relayed(record.relayed.end));
     }
 
@@ -65,17 +63,16 @@ impl DataPath {
     async fn connect(&self, hello: &ClientHello, bytes: &[u8], record: &mut Record) -> Result<TcpStream, Refusal> {
         let name = hello.server_name.as_deref().ok_or(Refusal::NoServerName)?;
         record.server_name = Some(name.to_owned());
-        let name: Sni = name.parse().map_err(|_| Refusal::UnknownName)?;
-        let route = self.routes.find(&name)?;
-        let slot = match name.subset {
-            Subset::Slot(_, slot) => Some(slot),
-            Subset::Any | Subset::Cluster(_) => None,
-        };
+        let Found { route, slot } = self.routes.find(name)?;
+        record.seat = Some(route.seat(self.max_connections_per_service).ok_or_else(|| {
+            self.metrics.shed.add(Shed::Service.label(), 1);
+            Refusal::ServiceFull
+        })?);
         let candidates = Candidates::new(&route, &self.locality, slot);
         let began = Instant::now();
         let (stream, engaged) = self.dial(candidates, bytes).await?;
-        self.metrics.connect_time.observe(began.elapsed().as_secs_f64());
-        record.hello_bytes = bytes.len() as u64;
+        self.metrics.connect_time.observe(began.elapsed());
+        record.passed_on(bytes.len() as u64);
         record.endpoint = Some(engaged);
         Ok(stream)
     }

@@ -11,6 +11,7 @@ use crate::routes::{Routes, ServiceRoute};
 struct RouteView {
     host: String,
     ports: Vec<u16>,
+    connections: usize,
     endpoints: Vec<EndpointView>,
 }
 
@@ -48,5 +49,10 @@ fn view_of(route: &ServiceRoute, now: Instant) -> RouteView {
         avoided: endpoint.avoided(now),
         connections: endpoint.connections(),
     });
-    RouteView { host: route.host.to_string(), ports: route.ports.clone(), endpoints: endpoints.collect() }
+    RouteView {
+        host: route.host.to_string(),
+        ports: route.ports.clone(),
+        connections: route.connections(),
+        endpoints: endpoints.collect(),
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     admission::{Admission, Shed},
     config::Config,
     connection::{DataPath, Record},
-    metrics::{Limit, Metrics},
+    metrics::Metrics,
     routes::Routes,
 };
 
@@ -40,7 +40,8 @@ impl Gateway {
             connect: config.connect,
             sockets: SocketOptions::default(),
             relaying: RelayOptions::default(),
-            metrics,
+            max_connections_per_service: config.limits.max_connections_per_service,
+            metrics: Arc::new(metrics),
         };
         Self { data_path: Arc::new(data_path), admission: Admission::new(&config.limits) }
     }
@@ -113,7 +114,7 @@ impl Gateway {
     ) {
         match self.admission.admit(source.ip()) {
             Ok((admitted, pending)) => {
-                let record = Record::new(source, self.data_path.metrics.clone(), drain.clone(), admitted);
+                let record = Record::new(source, Arc::clone(&self.data_path.metrics), drain.clone(), admitted);
                 let data_path = Arc::clone(&self.data_path);
                 connections.spawn(async move { data_path.serve(stream, pending, record).await });
             }
@@ -123,7 +124,7 @@ impl Gateway {
 
     /// A reset: the client learns at once, and no state of it stays in the kernel.
     fn shed(&self, stream: &TcpStream, shed: Shed) {
-        self.data_path.metrics.shed.get_or_create(&Limit { limit: shed.label() }).inc();
+        self.data_path.metrics.shed.add(shed.label(), 1);
         // Without the option it is closed in order, which tells it as well.
         let _ = reset_on_close(stream);
     }

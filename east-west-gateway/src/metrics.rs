@@ -1,70 +1,54 @@
-//! What the gateway counts. Every label's values are a closed set.
+//! What the gateway counts. Every label's values are a closed set, and no counting takes a lock.
+
+mod counters;
+mod times;
 
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
+    metrics::{counter::Counter, gauge::Gauge},
     registry::{Registry, Unit},
 };
+
+use crate::{admission::Shed, close_reason::CloseReason};
+use counters::Counters;
+use times::Times;
 
 /// The metrics of the data path; prefix `isthmus_east_west_gateway`. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub(crate) open: Gauge,
-    pub(crate) closed: Family<Reason, Counter>,
-    pub(crate) shed: Family<Limit, Counter>,
+    pub(crate) closed: Counters,
+    pub(crate) shed: Counters,
     pub(crate) accept_errors: Counter,
-    pub(crate) connect_failures: Family<Kind, Counter>,
-    pub(crate) bytes: Family<Direction, Counter>,
-    pub(crate) hello_time: Histogram,
-    pub(crate) connect_time: Histogram,
-    pub(crate) first_byte_time: Histogram,
+    pub(crate) connect_failures: Counters,
+    pub(crate) bytes: Counters,
+    pub(crate) hello_time: Times,
+    pub(crate) connect_time: Times,
+    pub(crate) first_byte_time: Times,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Reason {
-    pub(crate) reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Limit {
-    pub(crate) limit: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Kind {
-    pub(crate) kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Direction {
-    pub(crate) direction: &'static str,
-}
-
-/// From 0.25 ms to 4 s.
-fn times() -> Histogram {
-    Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
-}
+/// The values of the label `direction`.
+pub(crate) const TO_ENDPOINT: &str = "to_endpoint";
+/// See [`TO_ENDPOINT`].
+pub(crate) const TO_CLIENT: &str = "to_client";
 
 impl Default for Metrics {
     fn default() -> Self {
         Self {
             open: Gauge::default(),
-            closed: Family::default(),
-            shed: Family::default(),
+            closed: Counters::new("reason", CloseReason::LABELS),
+            shed: Counters::new("limit", Shed::ALL.map(Shed::label)),
             accept_errors: Counter::default(),
-            connect_failures: Family::default(),
-            bytes: Family::default(),
-            hello_time: times(),
-            connect_time: times(),
-            first_byte_time: times(),
+            connect_failures: Counters::new("kind", FAILURES),
+            bytes: Counters::new("direction", [TO_ENDPOINT, TO_CLIENT]),
+            hello_time: Times::default(),
+            connect_time: Times::default(),
+            first_byte_time: Times::default(),
         }
     }
 }
+
+/// The values of the label `kind`: how an attempt to reach an endpoint failed.
+pub(crate) const FAILURES: [&str; 5] = ["refused", "timed_out", "reset", "unreachable", "local"];
 
 impl Metrics {
     /// Makes them visible.
@@ -80,7 +64,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "relayed",
-            "Bytes passed on, counted when their connection ends",
+            "Bytes passed on; of each connection that is open, up to 64 KiB are not counted yet",
             Unit::Bytes,
             self.bytes.clone(),
         );

@@ -13,7 +13,6 @@ use tracing::debug;
 use super::DataPath;
 use crate::{
     close_reason::Refusal,
-    metrics::Kind,
     routes::{Candidates, Endpoint, Engaged},
 };
 
@@ -75,7 +74,7 @@ impl DataPath {
         if kind != "local" {
             endpoint.failed(std::time::Instant::now());
         }
-        self.metrics.connect_failures.get_or_create(&Kind { kind }).inc();
+        self.metrics.connect_failures.add(kind, 1);
         debug!(endpoint = endpoint.id, dst.addr = %endpoint.address, %error, "could not reach an endpoint");
     }
 }

@@ -2,13 +2,16 @@
 
 use std::{io, time::Duration};
 
+use east_west_gateway::routes::RouteChange;
+use federation_api::discovery::v1 as wire;
+use rustls::AlertDescription;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, timeout},
 };
 
-use super::lab::{Authority, Endpoint, PATIENCE, Running, name};
+use super::lab::{Authority, Endpoint, PATIENCE, Running, name, route};
 
 async fn all_that_comes(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -120,5 +123,27 @@ async fn more_connections_than_allowed_are_reset_and_old_ones_stay() {
     first.echo("old ones stay").await;
     drop(second);
     gateway.metric("connections 1").await;
+    assert!(gateway.session(&authority, &name("")).await.is_ok());
+}
+
+#[tokio::test]
+async fn one_service_cannot_take_the_connections_of_the_others() {
+    let authority = Authority::new();
+    let echo = Endpoint::start(&authority, "echo-1").await;
+    let gateway =
+        Running::start_with(&[echo.wire("eu-1")], |config| config.limits.max_connections_per_service = 1).await;
+    let other = wire::Route { host: "other.shop.svc.clusterset.local".to_owned(), ..route(&[echo.wire("eu-1")]) };
+    assert_eq!(gateway.routes.apply([RouteChange::Set(&other)]), []);
+    let mut first = gateway.session(&authority, &name("")).await.unwrap();
+    // A new state of the route does not forget the count.
+    assert_eq!(gateway.routes.apply([RouteChange::Set(&route(&[echo.wire("eu-2")]))]), []);
+    let refused = gateway.session(&authority, &name("")).await.err();
+    assert_eq!(refused, Some(Some(AlertDescription::InternalError)));
+    gateway.metric("connections_closed_total{reason=\"service_full\"} 1").await;
+    gateway.metric("connections_shed_total{limit=\"service\"} 1").await;
+    assert!(gateway.session(&authority, "outbound_.8080_._.other.shop.svc.clusterset.local").await.is_ok());
+    first.echo("old ones stay").await;
+    drop(first);
+    gateway.metric("connections 0").await;
     assert!(gateway.session(&authority, &name("")).await.is_ok());
 }
