@@ -31,7 +31,7 @@ pub(crate) async fn export(arguments: &ExportService, admin: &Admin, output: &Ou
     admin.export(service).await?;
     if arguments.patience.no_wait {
         let taken = Taken { service, exported: true };
-        return output.show(&taken, |_| format!("export {service}: taken\n"));
+        return output.show(&taken, |_| format!("export {service} taken\n"));
     }
     let asked = Instant::now();
     let accepted = until(&format!("export {service}"), arguments.patience.timeout, || async {
@@ -40,16 +40,14 @@ pub(crate) async fn export(arguments: &ExportService, admin: &Admin, output: &Ou
         progress(service, found, asked.elapsed())
     })
     .await?;
-    output.show(&accepted, |_| {
-        let mut conditions: Vec<_> = accepted.conditions.iter().map(describe).collect();
-        conditions.sort();
-        format!(
-            "export {service}: accepted, {} of {} endpoints ready; {}\n",
-            accepted.ready,
-            accepted.endpoints,
-            conditions.join("; ")
-        )
-    })
+    output.show(&accepted, |_| format!("export {service} accepted: {}\n", told(&accepted)))
+}
+
+/// How ready it is, and what the exporters disagree on if they do.
+fn told(export: &Export) -> String {
+    let worth =
+        |condition: &&Condition| condition.kind == "Ready" || condition.kind == "Conflict" && condition.is_true();
+    export.conditions.iter().filter(worth).map(describe).collect::<Vec<_>>().join("; ")
 }
 
 /// Takes an export back; waits until the control-plane no longer lists it.
@@ -67,7 +65,7 @@ pub(crate) async fn unexport(arguments: &ExportService, admin: &Admin, output: &
         .await?;
     }
     let taken = Taken { service, exported: false };
-    output.show(&taken, |_| format!("export {service}: taken back\n"))
+    output.show(&taken, |_| format!("export {service} taken back\n"))
 }
 
 fn progress(service: &ServiceId, found: Option<Export>, waited: Duration) -> Result<Progress<Export>, Failure> {
