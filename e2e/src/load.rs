@@ -135,7 +135,7 @@ async fn call(mut catalog: ProductCatalogClient<Channel>) -> Result<String, Stri
 pub struct Impact {
     /// Requests that ended since the fault.
     pub requests: usize,
-    /// gRPC calls that were under way when the server died, and failed: they cannot be repeated.
+    /// gRPC calls that failed and were under way when their server died: they cannot be repeated.
     pub interrupted: usize,
     /// Every other failure.
     pub failed: Vec<String>,
@@ -147,15 +147,16 @@ pub struct Impact {
 pub const PROMPT: Duration = Duration::from_millis(250);
 
 impl Impact {
-    /// Judges the requests since a fault; `alive` says whether an instance may have answered after it.
+    /// Judges the requests since a fault: it began at `fault`, and at `gone` nothing that was to die ran any more. `alive`
+    /// says whether an instance may answer after it.
     #[must_use]
-    pub fn of(samples: &[Sample], fault: Instant, alive: impl Fn(&str) -> bool) -> Self {
+    pub fn of(samples: &[Sample], fault: Instant, gone: Instant, alive: impl Fn(&str) -> bool) -> Self {
         let mut impact = Self { requests: samples.len(), ..Self::default() };
         let mut settled = fault;
         let mut first_alive: Option<Instant> = None;
         for sample in samples {
             match &sample.outcome {
-                Err(_) if sample.kind == Kind::Grpc && sample.started < fault => impact.interrupted += 1,
+                Err(_) if sample.kind == Kind::Grpc && sample.started < gone => impact.interrupted += 1,
                 Err(error) => impact.failed.push(error.clone()),
                 Ok(instance) if alive(instance) => {
                     first_alive = Some(first_alive.map_or(sample.ended, |first| first.min(sample.ended)));

@@ -196,9 +196,7 @@ async fn a_broken_manifest_keeps_the_last_good_one_and_says_where_it_is_broken()
 
 /// Takes the local pods away and waits until the load is answered elsewhere.
 async fn away_from_home(faults: &mut Faults<'_>) {
-    for service in LOADED {
-        faults.lab.cluster("east").unwrap().kill_pods(service).await.unwrap();
-    }
+    faults.lab.cluster("east").unwrap().kill_pods(&LOADED).await.unwrap();
     let start = Instant::now();
     wait::until("the load has moved", READY, || async {
         let moved = faults.load.since(start).iter().filter(|sample| sample.cluster() == Some("west")).count();

@@ -55,9 +55,7 @@ impl Faults<'_> {
     pub async fn local_endpoints(&mut self) -> anyhow::Result<()> {
         self.screen.chapter("every local endpoint dies (SIGKILL: 3 applications, 3 sidecars)");
         let fault = Instant::now();
-        for service in LOADED {
-            self.lab.cluster("east")?.kill_pods(service).await?;
-        }
+        self.lab.cluster("east")?.kill_pods(&LOADED).await?;
         self.observe("local endpoints killed", fault, |instance| !instance.starts_with("east/")).await;
         Ok(())
     }
@@ -139,9 +137,11 @@ impl Faults<'_> {
         self.screen.good(&format!("{text} after {} ms", time.as_millis()));
     }
 
+    /// Watches the load after a fault that began at `fault` and is complete now: every process that was to die is gone.
     async fn observe(&mut self, fault_name: &str, fault: Instant, alive: impl Fn(&str) -> bool) {
+        let gone = Instant::now();
         self.watch(WATCH, fault).await;
-        let impact = Impact::of(&self.load.ended_since(fault), fault, alive);
+        let impact = Impact::of(&self.load.ended_since(fault), fault, gone, alive);
         let text = format!(
             "{} requests, {} failed, {} interrupted, moved in {} ms; answered by {}",
             impact.requests,

@@ -11,7 +11,7 @@ use super::federation::Federation;
 use super::manifest::{self, PodFacts};
 use super::network::Block;
 use super::operator::Operator;
-use super::process::{Plan, Process};
+use super::process::{Plan, Process, kill_all};
 use super::{ClusterDescription, DOMAIN, NAMESPACE, READY, ServiceDescription};
 use crate::client;
 
@@ -212,17 +212,15 @@ impl Cluster {
         found.with_context(|| format!("cluster {name} has no service {service}"))
     }
 
-    /// SIGKILL to every pod of a service, applications and sidecars; then the controllers notice.
+    /// SIGKILL to every pod of some services at once, applications and sidecars; then the controllers notice.
     ///
     /// # Errors
     /// One did not run.
-    pub async fn kill_pods(&mut self, service: &str) -> anyhow::Result<()> {
-        for pod in self.pods_of(service)? {
-            for process in [&mut pod.application, &mut pod.sidecar].into_iter().flatten() {
-                process.kill().await?;
-            }
-        }
-        self.write_endpoints(service, false)
+    pub async fn kill_pods(&mut self, services: &[&str]) -> anyhow::Result<()> {
+        let doomed = self.pods.iter_mut().filter(|(service, _)| services.contains(&service.as_str()));
+        let pods = doomed.flat_map(|(_, pods)| pods.iter_mut());
+        kill_all(pods.flat_map(|pod| [&mut pod.application, &mut pod.sidecar].into_iter().flatten())).await?;
+        services.iter().try_for_each(|service| self.write_endpoints(service, false))
     }
 
     /// Starts every pod of a service again; the controllers find them ready once they are.
@@ -248,10 +246,7 @@ impl Cluster {
     /// # Errors
     /// One did not run.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
-        for process in self.processes() {
-            process.kill().await?;
-        }
-        Ok(())
+        kill_all(self.processes()).await
     }
 
     /// Starts every process of the cluster again and waits until all are ready.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::binaries::Binaries;
 use super::network::Block;
 use super::operator::Operator;
-use super::process::{Plan, Process};
+use super::process::{Plan, Process, kill_all};
 use super::{DOMAIN, READY};
 
 /// The federation's shared services, on the embedded store.
@@ -101,8 +101,7 @@ impl Federation {
     /// # Errors
     /// One of them did not run.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
-        self.federator.kill().await?;
-        self.trust_bundle.kill().await
+        kill_all([&mut self.federator, &mut self.trust_bundle]).await
     }
 
     /// Starts both services again.

@@ -130,13 +130,7 @@ impl Process {
     /// # Errors
     /// It had ended before: then something else killed it.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
-        let mut child = self.child.take().with_context(|| format!("{} does not run", self.plan.name))?;
-        let before = child.try_wait()?;
-        anyhow::ensure!(before.is_none(), "{} had ended before it was killed: {before:?}", self.plan.name);
-        child.start_kill()?;
-        let status = child.wait().await?;
-        anyhow::ensure!(status.signal() == Some(Signal::KILL.as_raw()), "{}: {status}", self.plan.name);
-        Ok(())
+        kill_all([self]).await
     }
 
     /// SIGTERM, then SIGKILL when it takes too long. `None` when it did not run.
@@ -156,4 +150,25 @@ impl Process {
     pub fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
+}
+
+/// SIGKILL to all of them at once; returns when the kernel has every one gone.
+///
+/// # Errors
+/// One had ended before: then something else killed it.
+pub async fn kill_all<'a>(processes: impl IntoIterator<Item = &'a mut Process>) -> anyhow::Result<()> {
+    let mut dying = Vec::new();
+    for process in processes {
+        let name = process.plan.name.clone();
+        let mut child = process.child.take().with_context(|| format!("{name} does not run"))?;
+        let before = child.try_wait()?;
+        anyhow::ensure!(before.is_none(), "{name} had ended before it was killed: {before:?}");
+        child.start_kill()?;
+        dying.push((name, child));
+    }
+    for (name, mut child) in dying {
+        let status = child.wait().await?;
+        anyhow::ensure!(status.signal() == Some(Signal::KILL.as_raw()), "{name}: {status}");
+    }
+    Ok(())
 }
