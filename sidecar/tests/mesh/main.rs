@@ -1,0 +1,13 @@
+//! Sidecars against each other, over real sockets and real TLS, with a control-plane in this process.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod applications;
+mod calls;
+mod client;
+mod cluster;
+mod control_plane;
+mod failover;
+mod gateway;
+mod identity;
+mod inbound;
+mod tunnels;
