@@ -6,13 +6,12 @@ CARGO ?= cargo
 
 ## demo: build, bring up three clusters on loopback, call across them, break things, print what callers saw (STAY=1: leave it up)
 demo:
-	$(CARGO) build --quiet --workspace --bins
-	$(CARGO) run --quiet --package e2e --bin demo -- $(if $(STAY),--stay)
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) run --locked --quiet --package e2e --bin demo -- $(if $(STAY),--stay)
 
 ## test: install what the tests need, then run every test
 test: tools
-	$(CARGO) test --workspace --all-targets
-	$(CARGO) test --workspace --doc
+	$(CARGO) test --locked --workspace
 
 ## bench: every benchmark (none yet)
 bench:
@@ -21,9 +20,9 @@ bench:
 ## check: format, lints, documentation, generated code, layout
 check:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --quiet
-	$(CARGO) test --quiet --package federation-api --test generated
+	$(CARGO) test --quiet --package federation-api --package e2e --test generated
 	$(CARGO) test --quiet --package e2e --test layout
 
 ## dev: the quick loop for one crate, for example `make dev P=relay`

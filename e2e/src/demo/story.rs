@@ -35,6 +35,7 @@ pub async fn tell(screen: &mut Screen, directory: &Path) -> anyhow::Result<Lab> 
     names(screen, &mut lab).await?;
     calls(screen, &mut lab).await?;
     let rows = break_things(screen, &mut lab).await?;
+    status(screen, &mut lab).await?;
     unexport(screen, &mut lab).await?;
     screen.chapter("what callers saw");
     table::print(screen, &rows);
@@ -164,6 +165,16 @@ async fn break_things(screen: &mut Screen, lab: &mut Lab) -> anyhow::Result<Vec<
     faults.federation().await?;
     faults.local_endpoints_return().await?;
     Ok(faults.rows)
+}
+
+/// After everything was repaired, every cluster is measured to be reachable again.
+async fn status(screen: &mut Screen, lab: &mut Lab) -> anyhow::Result<()> {
+    screen.chapter("what east measures of the others, after the repairs");
+    let operator = lab.cluster("east")?.operator();
+    screen.command("isthmus status");
+    let status = wait::until("status is healthy", READY, || async { operator.isthmus(&["status"]).await }).await?;
+    screen.fact(&status);
+    Ok(())
 }
 
 async fn unexport(screen: &mut Screen, lab: &mut Lab) -> anyhow::Result<()> {
