@@ -23,7 +23,7 @@ struct Arguments {
 enum Command {
     /// Makes a federation: the operator's membership root and certificate, and what the services need.
     Init {
-        /// Where the folders operator/, service/ and federator/ are made.
+        /// Where the folders operator/, service/ and federator/ are made; they must not exist yet.
         #[arg(long)]
         dir: PathBuf,
         /// The federation's domain, for example mesh.example.
