@@ -11,20 +11,28 @@
 //! ```
 //!
 //! - [`init`] makes a federation: the membership root for the operator, the federation's own authority for the service.
-//! - [`membership`] decides joins and bundles; [`state`] is what watchers are told; [`rpc`] serves both as `trust.v1`.
+//! - [`verify`] judges every record, sent or stored; [`membership`] decides joins and bundles; [`state`] is what watchers
+//!   are told, [`watchers`] how far they are; [`standing`] says who was shut out; [`rpc`] serves it all as `trust.v1`.
 //!
 //! Invariants:
 //! - The service holds no key that can mint a membership or a workload's identity: the membership root's secret half never
 //!   reaches it, and what it signs are the federation plane's own certificates.
-//! - A token joins once: what makes a member and what marks its token used is one transaction.
+//! - A token joins once: what makes a member and what marks its token used is one transaction, and the last step that can
+//!   fail.
+//! - A caller gets nothing but certificates for its own identity, puts nothing but its own bundle, and gets nothing at all
+//!   once the operator's deny-list names it.
 //! - Nothing is forgotten because a watcher or a store member went away; a member ends only by the operator's word.
 //! - Every stored record is verified before it is stored, and again by whoever receives it.
 
 pub mod config;
 pub mod init;
 pub mod membership;
+pub mod metrics;
 pub mod program;
 pub mod rpc;
+pub mod standing;
 pub mod state;
+pub mod verify;
+pub mod watchers;
 
 pub use config::Config;

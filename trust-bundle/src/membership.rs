@@ -1,194 +1,218 @@
 //! Who becomes a member, and which bundle a member may put: verify first, then one transaction.
+//!
+//! What is stored and does not verify counts as absent; what was believed before, in the published state, counts instead.
 
-use std::time::SystemTime;
+mod refused;
 
-use federation::{ClusterName, FederationDomain, RecordKey};
-use federation_api::payload::Payload;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use federation::ClusterName;
 use federation_api::record::v1::{Member, Signed};
-use federation_api::signing::PublicKey;
-use federation_api::verify::{VerifiedMember, VerifiedStatement, verify_member};
-use federation_store::{Committed, Entry, Revision, Store, StoreError, Transaction, layout};
+use federation_api::verify::{DenyList, VerifiedMember};
+use federation_store::{Committed, Entry, Revision, Store, Transaction, layout};
 use prost::Message;
-use spiffe_identity::{Bundle, TrustDomain};
+use tokio::sync::watch;
+use tokio::try_join;
 
-/// Why a join or a bundle was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// A signature or the chain does not hold.
-    #[error("{0}")]
-    Unverified(String),
-    /// The token was used before.
-    #[error("the token of cluster {0} was used already: ask the operator for a new one")]
-    TokenUsed(ClusterName),
-    /// A membership of the same or a higher generation exists.
-    #[error(
-        "cluster {cluster} has a membership of generation {current}, the token's is {offered}: ask the operator for a new one"
-    )]
-    OldGeneration {
-        /// The cluster.
-        cluster: ClusterName,
-        /// The generation of the membership that stands.
-        current: u64,
-        /// The generation of the token.
-        offered: u64,
-    },
-    /// What was sent is not what the call takes.
-    #[error("{field}: {reason}")]
-    Malformed {
-        /// The field.
-        field: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A newer bundle is stored.
-    #[error("bundle of {trust_domain}: {reason}")]
-    StaleBundle {
-        /// Whose.
-        trust_domain: String,
-        /// Which number did not grow.
-        reason: String,
-    },
-    /// The caller is no member.
-    #[error("cluster {0} is no member")]
-    NoMember(ClusterName),
-    /// The store failed; nothing is known to have changed.
-    #[error("the store failed")]
-    Store(#[from] StoreError),
-}
+pub use refused::Refused;
+
+use crate::standing::{ShutOut, check_membership};
+use crate::state::TrustState;
+use crate::verify::{VerifiedBundle, Verifier};
+
+/// How far the joiner's clock may be off.
+const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// The largest grant: its fields take some 400 bytes, and everybody in the federation is told it.
+const MAX_GRANT_BYTES: usize = 1024;
 
 /// Decides joins and bundles of one federation.
 #[derive(Debug, Clone)]
 pub struct Membership<S> {
     store: S,
-    federation: FederationDomain,
-    root: PublicKey,
+    verifier: Verifier,
+    state: watch::Receiver<Arc<TrustState>>,
+}
+
+/// A join whose every signature holds; whether the token is still unused is not known yet.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    verified: VerifiedMember,
+    member: Bytes,
+    bundle: Bytes,
+    bundle_key: String,
+}
+
+impl Joining {
+    /// The membership to be.
+    #[must_use]
+    pub fn member(&self) -> &VerifiedMember {
+        &self.verified
+    }
 }
 
 impl<S: Store> Membership<S> {
-    /// Decides for `federation`, whose members are made under `root`.
-    pub fn new(store: S, federation: FederationDomain, root: PublicKey) -> Self {
-        Self { store, federation, root }
+    /// Decides over `store`; `state` is what was believed of it so far.
+    pub fn new(store: S, verifier: Verifier, state: watch::Receiver<Arc<TrustState>>) -> Self {
+        Self { store, verifier, state }
     }
 
-    /// Makes the joiner a member: its token is used up, its membership and its first bundle are there, all or nothing.
+    /// Verifies a join. Nothing is read or changed.
     ///
     /// # Errors
-    /// [`Refused`] says what does not hold; then nothing has changed.
-    pub async fn join(&self, member: &Member, bundle: &Signed, now: SystemTime) -> Result<VerifiedMember, Refused> {
-        let unverified = |error: &dyn std::fmt::Display| Refused::Unverified(error.to_string());
-        let verified =
-            verify_member(&self.root, &self.federation, member, Some(now)).map_err(|error| unverified(&error))?;
-        let statement = verified.verify(bundle).map_err(|error| unverified(&error))?;
-        let bundle_of = self.check_bundle(&verified, &statement)?;
-        let keys = [
-            layout::token(&hex(verified.token().as_bytes())),
-            layout::member(verified.cluster().as_str()),
-            layout::bundle(bundle_of.trust_domain.as_str()),
-        ];
-        loop {
-            let (used, current, old_bundle) =
-                (self.store.get(&keys[0]).await?, self.store.get(&keys[1]).await?, self.store.get(&keys[2]).await?);
-            if used.is_some() {
-                return Err(Refused::TokenUsed(verified.cluster().clone()));
-            }
-            self.check_generation(&verified, current.as_ref())?;
-            let transaction = Transaction::new()
-                .expecting_absent(&keys[0])
-                .expecting(&keys[1], revision(current.as_ref()))
-                .expecting(&keys[2], revision(old_bundle.as_ref()))
-                .put(&keys[0], verified.cluster().as_str().as_bytes().to_vec())
-                .put(&keys[1], member.encode_to_vec())
-                .put(&keys[2], bundle.encode_to_vec());
-            // Somebody else changed one of them in between: look again.
-            if let Committed::Done(_) = self.store.commit(transaction).await? {
-                return Ok(verified);
-            }
-        }
-    }
-
-    fn check_generation(&self, offered: &VerifiedMember, current: Option<&Entry>) -> Result<(), Refused> {
-        let Some(current) = current else { return Ok(()) };
-        // What was stored was verified; if it no longer is, a new token replaces it.
-        let Ok(current) = self.decode_member(current) else { return Ok(()) };
-        if current.generation() < offered.generation() {
-            return Ok(());
-        }
-        Err(Refused::OldGeneration {
-            cluster: offered.cluster().clone(),
-            current: current.generation(),
-            offered: offered.generation(),
+    /// [`Refused`] says what does not hold.
+    pub fn examine(&self, member: &Member, bundle: &Signed, now: SystemTime) -> Result<Joining, Refused> {
+        let verified = self.verifier.member(member, Some(now)).map_err(|error| Refused::unverified("member", error))?;
+        check_first_grant(member, &verified, now)?;
+        let bundle_of =
+            self.verifier.bundle(&verified, bundle).map_err(|error| Refused::unverified("bundle", error))?;
+        Ok(Joining {
+            verified,
+            member: member.encode_to_vec().into(),
+            bundle: bundle.encode_to_vec().into(),
+            bundle_key: layout::bundle(bundle_of.bundle.trust_domain.as_str()),
         })
     }
 
-    fn decode_member(&self, entry: &Entry) -> Result<VerifiedMember, Refused> {
-        let member = Member::decode(entry.value.clone())
-            .map_err(|error| Refused::Malformed { field: "member", reason: error.to_string() })?;
-        verify_member(&self.root, &self.federation, &member, None)
-            .map_err(|error| Refused::Unverified(error.to_string()))
-    }
-
-    /// Puts the caller's own bundle.
+    /// Makes the joiner a member: its token is used up, its membership and its first bundle are there, all or nothing.
+    /// Returns the revision that did it.
     ///
     /// # Errors
-    /// [`Refused::NoMember`], [`Refused::Unverified`] when it is not the caller's own record, [`Refused::StaleBundle`] when
-    /// its sequence or its `spiffe_sequence` did not grow.
-    pub async fn publish_bundle(&self, cluster: &ClusterName, bundle: &Signed) -> Result<Revision, Refused> {
-        let member = self.store.get(&layout::member(cluster.as_str())).await?;
-        let member = self.decode_member(&member.ok_or_else(|| Refused::NoMember(cluster.clone()))?)?;
-        let statement = member.verify(bundle).map_err(|error| Refused::Unverified(error.to_string()))?;
-        let offered = self.check_bundle(&member, &statement)?;
-        let key = layout::bundle(offered.trust_domain.as_str());
+    /// [`Refused`] says what does not hold; then nothing has changed.
+    pub async fn admit(&self, joining: &Joining) -> Result<Revision, Refused> {
+        let Joining { verified, member, bundle, bundle_key } = joining;
+        let cluster = verified.cluster();
+        let (token_key, member_key) =
+            (layout::token(&hex(verified.token().as_bytes())), layout::member(cluster.as_str()));
         loop {
-            let current = self.store.get(&key).await?;
-            if let Some(stored) = &current {
-                if stored.value == bundle.encode_to_vec() {
-                    return Ok(stored.modified);
-                }
-                self.check_newer(&member, stored, &statement, &offered)?;
+            let (used, current, denied) =
+                try_join!(self.store.get(&token_key), self.store.get(&member_key), self.store.get(layout::QUARANTINE))?;
+            check_membership(self.deny_list(denied.as_ref()).as_ref(), cluster, verified.generation())?;
+            if used.is_some() {
+                return Err(Refused::TokenUsed(cluster.clone()));
             }
-            let transaction =
-                Transaction::new().expecting(&key, revision(current.as_ref())).put(&key, bundle.encode_to_vec());
+            if let Some(current) = self.member(cluster, current.as_ref()) {
+                check_generation(verified, &current)?;
+            }
+            let transaction = Transaction::new()
+                .expecting_absent(&token_key)
+                .expecting(&member_key, revision(current.as_ref()))
+                .expecting(layout::QUARANTINE, revision(denied.as_ref()))
+                .put(&token_key, cluster.as_str().as_bytes().to_vec())
+                .put(&member_key, member.clone())
+                .put(bundle_key, bundle.clone());
+            // After a conflict somebody else has got further: look again.
             if let Committed::Done(revision) = self.store.commit(transaction).await? {
                 return Ok(revision);
             }
         }
     }
 
-    /// The record must be the bundle of the member's own trust domain, and readable.
-    fn check_bundle(&self, member: &VerifiedMember, statement: &VerifiedStatement) -> Result<Bundle, Refused> {
-        let malformed = |reason: String| Refused::Malformed { field: "bundle", reason };
-        let (RecordKey::Bundle, Payload::Bundle { trust_domain, jwks }) = (&statement.key, &statement.payload) else {
-            return Err(malformed(format!("the record is about {:?}, not \"bundle\"", statement.key.to_string())));
-        };
-        let own = self.federation.trust_domain(member.cluster());
-        if *trust_domain != own {
-            return Err(malformed(format!("trust domain {trust_domain:?} is not the cluster's own, {own:?}")));
+    /// Puts a member's own bundle.
+    ///
+    /// # Errors
+    /// [`Refused`]; what is stored stays then.
+    pub async fn publish_bundle(&self, cluster: &ClusterName, bundle: &Signed) -> Result<Revision, Refused> {
+        let (member_key, value) = (layout::member(cluster.as_str()), Bytes::from(bundle.encode_to_vec()));
+        loop {
+            let (member_entry, denied) = try_join!(self.store.get(&member_key), self.store.get(layout::QUARANTINE))?;
+            let member = self.member(cluster, member_entry.as_ref());
+            let member = member.ok_or_else(|| ShutOut::NoMember(cluster.to_string()))?;
+            check_membership(self.deny_list(denied.as_ref()).as_ref(), cluster, member.generation())?;
+            let offered =
+                self.verifier.bundle(&member, bundle).map_err(|error| Refused::unverified("bundle", error))?;
+            let bundle_key = layout::bundle(offered.bundle.trust_domain.as_str());
+            let stored = self.store.get(&bundle_key).await?;
+            if let Some(entry) = stored.as_ref().filter(|entry| entry.value == value) {
+                return Ok(entry.modified);
+            }
+            if let Some(current) = self.bundle(&member, stored.as_ref()) {
+                check_newer(&offered, &current)?;
+            }
+            // The member is expected too: a membership that was replaced in between must not overwrite its successor.
+            let transaction = Transaction::new()
+                .expecting(&member_key, revision(member_entry.as_ref()))
+                .expecting(&bundle_key, revision(stored.as_ref()))
+                .expecting(layout::QUARANTINE, revision(denied.as_ref()))
+                .put(&bundle_key, value.clone());
+            if let Committed::Done(revision) = self.store.commit(transaction).await? {
+                return Ok(revision);
+            }
         }
-        let own: TrustDomain = own.parse().map_err(|error| malformed(format!("trust domain: {error}")))?;
-        Bundle::from_jwks(own, jwks).map_err(|error| malformed(error.to_string()))
     }
 
-    fn check_newer(
-        &self,
-        member: &VerifiedMember,
-        stored: &Entry,
-        statement: &VerifiedStatement,
-        offered: &Bundle,
-    ) -> Result<(), Refused> {
-        let stale =
-            |reason: String| Err(Refused::StaleBundle { trust_domain: offered.trust_domain.to_string(), reason });
-        let Ok(signed) = Signed::decode(stored.value.clone()) else { return Ok(()) };
-        // A bundle of an older generation no longer verifies: whatever its numbers, it is replaced.
-        let Ok(current) = member.verify(&signed) else { return Ok(()) };
-        if current.sequence >= statement.sequence {
-            return stale(format!("record sequence {} is not above {}", statement.sequence, current.sequence));
+    /// The membership that stands: the later one of what is stored and what is believed.
+    fn member(&self, cluster: &ClusterName, stored: Option<&Entry>) -> Option<VerifiedMember> {
+        let stored = stored.and_then(|entry| self.verifier.stored_member(&entry.value).ok());
+        let stored = stored.map(|(_, verified)| verified).filter(|verified| verified.cluster() == cluster);
+        let known = self.state.borrow().member(cluster.as_str()).cloned();
+        match (stored, known) {
+            (Some(stored), Some(known)) if known.supersedes(&stored) => Some(known),
+            (stored, known) => stored.or(known),
         }
-        let Ok(known) = self.check_bundle(member, &current) else { return Ok(()) };
-        if known.sequence >= offered.sequence {
-            return stale(format!("spiffe_sequence {} is not above {}", offered.sequence, known.sequence));
-        }
-        Ok(())
     }
+
+    /// The bundle that stands: the later one of what is stored and what is believed.
+    fn bundle(&self, member: &VerifiedMember, stored: Option<&Entry>) -> Option<VerifiedBundle> {
+        let stored = stored.and_then(|entry| self.verifier.stored_bundle(member, &entry.value).ok());
+        let known = self.state.borrow().bundle(member.cluster().as_str()).cloned();
+        match (stored.map(|(_, verified)| verified), known) {
+            (Some(stored), Some(known)) if known.is_newer_than(&stored) => Some(known),
+            (stored, known) => stored.or(known),
+        }
+    }
+
+    /// The deny-list in force: the later one of what is stored and what is believed.
+    fn deny_list(&self, stored: Option<&Entry>) -> Option<DenyList> {
+        let stored = stored.and_then(|entry| self.verifier.stored_deny_list(&entry.value).ok());
+        let known = self.state.borrow().deny_list().cloned();
+        stored.map(|(_, list)| list).into_iter().chain(known).max_by_key(|list| list.epoch)
+    }
+}
+
+/// A membership starts with one grant, made between the token's creation and now: receivers hold creation times to it.
+fn check_first_grant(member: &Member, verified: &VerifiedMember, now: SystemTime) -> Result<(), Refused> {
+    let malformed = |reason: String| Refused::Malformed { field: "member", reason };
+    let [grant] = member.grants.as_slice() else {
+        return Err(malformed(format!("a join takes one grant, not {}", member.grants.len())));
+    };
+    if grant.message.len() > MAX_GRANT_BYTES {
+        return Err(malformed(format!("the grant has {} bytes, allowed are {MAX_GRANT_BYTES}", grant.message.len())));
+    }
+    let created = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(verified.generation()));
+    let earliest = created.and_then(|created| created.checked_sub(CLOCK_SKEW));
+    let in_time =
+        earliest.is_some_and(|earliest| earliest <= verified.joined()) && verified.joined() <= now + CLOCK_SKEW;
+    if !in_time {
+        return Err(malformed(
+            "joined_at_ms is not between the token's creation and now: is the clock right?".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn check_generation(offered: &VerifiedMember, current: &VerifiedMember) -> Result<(), Refused> {
+    if offered.generation() > current.generation() {
+        return Ok(());
+    }
+    Err(Refused::OldGeneration {
+        cluster: offered.cluster().clone(),
+        current: current.generation(),
+        offered: offered.generation(),
+    })
+}
+
+fn check_newer(offered: &VerifiedBundle, current: &VerifiedBundle) -> Result<(), Refused> {
+    let stale = |reason| Err(Refused::StaleBundle { trust_domain: offered.bundle.trust_domain.clone(), reason });
+    if !offered.is_newer_than(current) {
+        return stale(format!("record sequence {} is not above {}", offered.sequence, current.sequence));
+    }
+    // A new membership may come with new roots, which count from the start.
+    if offered.generation == current.generation && offered.bundle.sequence <= current.bundle.sequence {
+        return stale(format!("spiffe_sequence {} is not above {}", offered.bundle.sequence, current.bundle.sequence));
+    }
+    Ok(())
 }
 
 fn revision(entry: Option<&Entry>) -> Revision {

@@ -1,18 +1,18 @@
 //! The running service: store, state, RPC face, drain.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use axum::Json;
 use axum::routing::get;
+use axum::{Json, Router};
 use federation_api::signing::PublicKey;
 use federation_api::trust::v1::trust_server::TrustServer;
-use federation_store::EmbeddedStore;
-use mesh_runtime::Process;
+use federation_store::{EmbeddedStore, Store};
+use mesh_runtime::{Process, ReadinessGuard};
 use mesh_tls::rpc::{self, AcceptLimits};
 use mesh_tls::{ClientAuth, Identity, TrustStore, server_config};
-use prometheus_client::metrics::gauge::Gauge;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 use svid_issuer::Authority;
 use tokio::net::TcpListener;
@@ -22,8 +22,11 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::init::FederationFile;
 use crate::membership::Membership;
-use crate::rpc::{TrustService, Watchers};
-use crate::state::{self, TrustState};
+use crate::metrics::Metrics;
+use crate::rpc::{Parts, TrustService};
+use crate::state::{self, Loaded, TrustState};
+use crate::verify::Verifier;
+use crate::watchers::{Watcher, Watchers};
 
 /// How long to wait before trying again to renew the service's own certificate.
 const RENEW_RETRY: Duration = Duration::from_secs(30);
@@ -33,132 +36,165 @@ const RENEW_RETRY: Duration = Duration::from_secs(30);
 /// # Errors
 /// Whatever keeps the service from starting, naming the file or the address; a store that cannot go on.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
-    let directory = &config.service_directory;
-    let file = read_federation_file(&directory.join("federation.json"))?;
-    let root_path = directory.join("membership-root.pub");
-    let root = std::fs::read_to_string(&root_path).with_context(|| root_path.display().to_string())?;
-    let root = PublicKey::from_pem(&root).with_context(|| root_path.display().to_string())?;
-    let trust_domain: TrustDomain = file.federation.as_str().parse()?;
-    let authority = Arc::new(Authority::open(&directory.join("authority"), &trust_domain)?);
-    let store = EmbeddedStore::open(&config.store).await?;
-
     let first_state = process.readiness().require("the store's state");
-    let (published, state) = watch::channel(Arc::new(state::load(&store).await?));
-    first_state.ready();
-
-    let (identity, trust) = own_identity(&authority, &trust_domain, config.certificate_lifetime)?;
-    let tls = server_config(&identity, &trust, ClientAuth::Optional, &[rpc::ALPN]);
+    let plane = Plane::read(&config.service_directory)?;
+    let store = EmbeddedStore::open(&config.store).await?;
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {}", config.listen))?;
-    info!(listen = %listener.local_addr()?, federation = %file.federation, "serving trust.v1");
-
-    let membership = Membership::new(store.clone(), file.federation.clone(), root);
-    let lifetime = config.certificate_lifetime;
-    let service = TrustService::new(membership, authority.clone(), trust_domain.clone(), lifetime, state.clone());
-    observe(&process, state, service.watchers());
     let limits = AcceptLimits { handshakes: config.pending_handshakes, ..AcceptLimits::default() };
-    let server =
-        rpc::server().add_service(TrustServer::new(service)).serve_with_incoming(rpc::incoming(listener, tls, limits));
-    let drain = process.drain();
-    tokio::select! {
-        served = server => served.context("trust.v1"),
-        followed = state::publish(store, published) => followed.context("store"),
-        never = renew_own(&authority, &trust_domain, lifetime, &identity) => never,
-        () = drain.signaled() => Ok(()),
-    }
-}
-
-/// Reads `federation.json`.
-///
-/// # Errors
-/// Names the file and what is wrong with it.
-pub fn read_federation_file(path: &std::path::Path) -> anyhow::Result<FederationFile> {
-    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-    serde_json::from_slice(&text).with_context(|| path.display().to_string())
-}
-
-fn own_identity(
-    authority: &Authority,
-    trust_domain: &TrustDomain,
-    lifetime: Duration,
-) -> anyhow::Result<(Identity, TrustStore)> {
-    let trust = TrustStore::new();
-    trust.insert(Bundle {
-        trust_domain: trust_domain.clone(),
-        x509_authorities: vec![authority.root()],
-        sequence: 1,
-        refresh_hint: None,
-    });
-    let identity = Identity::empty();
-    replace_own(authority, trust_domain, lifetime, &identity)?;
-    Ok((identity, trust))
-}
-
-fn replace_own(
-    authority: &Authority,
-    trust_domain: &TrustDomain,
-    lifetime: Duration,
-    identity: &Identity,
-) -> anyhow::Result<()> {
-    let (key, csr) = mesh_tls::new_key_and_csr()?;
-    let id = SpiffeId::service(trust_domain, "trust-bundle")?;
-    let svid = authority.issue(&csr, &id, lifetime, SystemTime::now())?;
-    identity.replace(svid.chain, key)?;
+    let settings = Settings { certificate_lifetime: config.certificate_lifetime, limits };
+    serve(plane, settings, store.clone(), listener, process, first_state).await?;
+    store.close().await;
     Ok(())
 }
 
-/// Keeps the service's own certificate fresh: a new one at half life.
-async fn renew_own(
-    authority: &Authority,
-    trust_domain: &TrustDomain,
-    lifetime: Duration,
-    identity: &Identity,
-) -> anyhow::Result<()> {
-    let mut wait = lifetime / 2;
-    loop {
-        tokio::time::sleep(wait).await;
-        wait = match replace_own(authority, trust_domain, lifetime, identity) {
-            Ok(()) => lifetime / 2,
-            Err(error) => {
-                warn!(%error, "own certificate not renewed, the valid one stays");
-                RENEW_RETRY
-            }
-        };
+/// What [`crate::init`] wrote for the service, read.
+#[derive(Debug)]
+pub struct Plane {
+    authority: Authority,
+    verifier: Verifier,
+}
+
+/// How the service is to work, apart from its files and addresses.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long the certificates of the federation's plane live.
+    pub certificate_lifetime: Duration,
+    /// What the listener allows.
+    pub limits: AcceptLimits,
+}
+
+impl Plane {
+    /// Reads the folder `service`.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn read(directory: &Path) -> anyhow::Result<Self> {
+        let path = directory.join("federation.json");
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let file: FederationFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        let path = directory.join("membership-root.pub");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let root = PublicKey::from_pem(&text).with_context(|| path.display().to_string())?;
+        let trust_domain: TrustDomain = file.federation.as_str().parse()?;
+        let authority = Authority::open(&directory.join("authority"), &trust_domain)?;
+        Ok(Self { authority, verifier: Verifier::new(file.federation, root) })
     }
 }
 
-/// Metrics and `/debug/trust`.
-fn observe(process: &Process, state: watch::Receiver<Arc<TrustState>>, watchers: Watchers) {
-    let (members, epoch) = (Gauge::<i64>::default(), Gauge::<i64>::default());
-    process.register(|registry| {
-        registry.register("members", "Member clusters", members.clone());
-        registry.register("epoch", "The trust state's epoch", epoch.clone());
+/// Serves `trust.v1` from `store` on `listener` until drained; `first_state` is let go once watchers can be told the state.
+///
+/// # Errors
+/// A store that cannot be read or cannot go on.
+pub async fn serve<S: Store>(
+    plane: Plane,
+    settings: Settings,
+    store: S,
+    listener: TcpListener,
+    process: Process,
+    first_state: ReadinessGuard,
+) -> anyhow::Result<()> {
+    let Plane { authority, verifier } = plane;
+    let Settings { certificate_lifetime, limits } = settings;
+    let metrics = Metrics::default();
+    process.register(|registry| metrics.register(registry));
+    let Loaded { state, revision } = state::load(&store, &verifier, &metrics).await.context("store")?;
+    let (published, state) = watch::channel(Arc::new(state));
+
+    let own = OwnIdentity::new(Arc::new(authority), certificate_lifetime)?;
+    let tls = server_config(&own.identity, &own.trust, ClientAuth::Optional, &[rpc::ALPN]);
+    let watchers = Watchers::new(metrics.watchers.clone());
+    process.add_debug_routes(debug_routes(state.clone(), watchers.clone()));
+    let service = TrustService::new(Parts {
+        membership: Membership::new(store.clone(), verifier.clone(), state.clone()),
+        authority: own.authority.clone(),
+        certificate_lifetime,
+        state,
+        watchers,
+        metrics: metrics.clone(),
+        drain: process.drain(),
     });
-    let mut changes = state.clone();
-    tokio::spawn(async move {
+    info!(listen = %listener.local_addr()?, federation = %own.authority.trust_domain(), "serving trust.v1");
+    let drain = process.drain();
+    let server = rpc::server()
+        .add_service(TrustServer::new(service))
+        .serve_with_incoming_shutdown(rpc::incoming(listener, tls, limits), async move { drain.signaled().await });
+    first_state.ready();
+    tokio::select! {
+        served = server => served.context("trust.v1"),
+        followed = state::publish(store, revision, published, &verifier, &metrics) => followed.context("store"),
+        () = own.keep_renewed() => Ok(()),
+    }
+}
+
+/// The service's own certificate, which it issues to itself, and whom it believes: its own federation.
+struct OwnIdentity {
+    authority: Arc<Authority>,
+    lifetime: Duration,
+    identity: Identity,
+    trust: TrustStore,
+}
+
+impl OwnIdentity {
+    fn new(authority: Arc<Authority>, lifetime: Duration) -> anyhow::Result<Self> {
+        let trust = TrustStore::new();
+        trust.insert(Bundle {
+            trust_domain: authority.trust_domain().clone(),
+            x509_authorities: vec![authority.root()],
+            sequence: 1,
+            refresh_hint: None,
+        });
+        let own = Self { authority, lifetime, identity: Identity::empty(), trust };
+        own.renew()?;
+        Ok(own)
+    }
+
+    fn renew(&self) -> anyhow::Result<()> {
+        let (key, csr) = mesh_tls::new_key_and_csr()?;
+        let id = SpiffeId::service(self.authority.trust_domain(), "trust-bundle")?;
+        let svid = self.authority.issue(&csr, &id, self.lifetime, SystemTime::now())?;
+        Ok(self.identity.replace(svid.chain, key)?)
+    }
+
+    /// A new certificate at half of what the current one has left; it may have less than the whole lifetime, as it never
+    /// outlives the authority.
+    async fn keep_renewed(&self) {
         loop {
-            {
-                let state = changes.borrow_and_update();
-                members.set(i64::try_from(state.members().count()).unwrap_or(i64::MAX));
-                epoch.set(i64::try_from(state.epoch()).unwrap_or(i64::MAX));
-            }
-            if changes.changed().await.is_err() {
-                return;
+            let left = self.identity.not_after().and_then(|end| end.duration_since(SystemTime::now()).ok());
+            tokio::time::sleep(left.unwrap_or_default() / 2).await;
+            if let Err(error) = self.renew() {
+                warn!(error = format!("{error:#}"), "own certificate not renewed, the valid one stays");
+                tokio::time::sleep(RENEW_RETRY).await;
             }
         }
-    });
+    }
+}
+
+/// `/debug/trust`: what is known, and how far each watcher has come.
+fn debug_routes(state: watch::Receiver<Arc<TrustState>>, watchers: Watchers) -> Router {
     let debug = move || {
         let state = state.borrow().clone();
-        let acknowledged = watchers.list().into_iter().map(|(peer, ack)| {
-            serde_json::json!({ "peer": peer, "epoch": ack.epoch, "pendingProxies": ack.pending_proxies })
-        });
+        let deny_list = state.deny_list();
         let body = serde_json::json!({
             "incarnation": state.incarnation(),
             "epoch": state.epoch(),
-            "members": state.members().collect::<Vec<_>>(),
-            "bundles": state.trust_domains().collect::<Vec<_>>(),
-            "watchers": acknowledged.collect::<Vec<_>>(),
+            "members": state.members().map(ToString::to_string).collect::<Vec<_>>(),
+            "bundles": state.trust_domains().map(ToString::to_string).collect::<Vec<_>>(),
+            "denyListEpoch": deny_list.map(|list| list.epoch),
+            "quarantined": deny_list.iter().flat_map(|list| &list.clusters).map(ToString::to_string).collect::<Vec<_>>(),
+            "watchers": watchers.list().iter().map(describe).collect::<Vec<_>>(),
         });
         std::future::ready(Json(body))
     };
-    process.add_debug_routes(axum::Router::new().route("/debug/trust", get(debug)));
+    Router::new().route("/debug/trust", get(debug))
+}
+
+fn describe(watcher: &Watcher) -> serde_json::Value {
+    serde_json::json!({
+        "peer": watcher.peer.to_string(),
+        "told": watcher.told,
+        "epoch": watcher.acknowledged.epoch,
+        "pendingProxies": watcher.acknowledged.pending_proxies,
+        "pending": watcher.acknowledged.pending_count,
+        "connected": watcher.acknowledged.connected_count,
+    })
 }
