@@ -65,6 +65,7 @@ pub(crate) enum IdentityError {
 pub(crate) struct Pins {
     trust: TrustStore,
     trust_domain: TrustDomain,
+    file: Arc<Path>,
     roots: Arc<Mutex<PinnedRoots>>,
 }
 
@@ -75,8 +76,8 @@ struct PinnedRoots {
 }
 
 impl Pins {
-    pub(crate) fn new(trust_domain: TrustDomain) -> Self {
-        Self { trust: TrustStore::new(), trust_domain, roots: Arc::default() }
+    pub(crate) fn new(trust_domain: TrustDomain, file: &Path) -> Self {
+        Self { trust: TrustStore::new(), trust_domain, file: file.into(), roots: Arc::default() }
     }
 
     /// Takes the cluster's bundle in; those of other trust domains mean nothing here.
@@ -86,13 +87,16 @@ impl Pins {
         }
     }
 
-    /// Reads the pin file.
-    fn read(&self, path: &Path) -> Result<(), IdentityError> {
-        let text = read(path)?;
-        let file = certificates_from_pem(&text)
-            .map_err(|error| IdentityError::File { path: path.to_owned(), problem: error.to_string() })?;
-        self.update(|roots| roots.file = file);
-        Ok(())
+    /// Reads the pin file again: it may have been replaced. The roots that are known stay if it cannot be read.
+    pub(crate) fn read(&self) {
+        let file = read(&self.file).and_then(|text| {
+            certificates_from_pem(&text)
+                .map_err(|error| IdentityError::File { path: self.file.to_path_buf(), problem: error.to_string() })
+        });
+        match file {
+            Ok(file) => self.update(|roots| roots.file = file),
+            Err(error) => warn!(%error, "pinned roots"),
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut PinnedRoots)) {
@@ -218,10 +222,7 @@ impl Issuing {
     }
 
     async fn renew(&mut self) -> Result<(), IdentityError> {
-        if let Err(error) = self.pins.read(&self.config.root_file) {
-            // The roots that are known may still do.
-            warn!(%error, "pinned roots");
-        }
+        self.pins.read();
         let (key, csr) = mesh_tls::new_key_and_csr().map_err(|error| IdentityError::Request(error.to_string()))?;
         let valid = self.identity.not_after().is_some_and(|end| end > SystemTime::now());
         let by_svid = if valid { Some(issue_svid(self.channel(), csr.clone(), None).await) } else { None };

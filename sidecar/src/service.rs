@@ -64,8 +64,8 @@ pub(crate) struct Endpoint {
 
 impl Cluster {
     /// Capacity by zone: of the own cluster as its endpoints are at this moment, of another as it says.
-    pub(crate) fn capacity(&self) -> Vec<ZoneCapacity> {
-        if self.endpoints.is_empty() {
+    pub(crate) fn capacity(&self, own: bool) -> Vec<ZoneCapacity> {
+        if !own {
             return self.zones.clone();
         }
         let mut zones: BTreeMap<&Locality, (u32, u32)> = BTreeMap::new();
@@ -308,7 +308,8 @@ mod tests {
         let cluster = &service.clusters[0];
         assert_eq!(cluster.endpoints[0].address, "10.0.0.1:15008".parse().unwrap());
         let capacity = ZoneCapacity { locality: Locality::new("r", "a"), total: 1, ready: 1 };
-        assert_eq!(cluster.capacity(), [capacity]);
+        assert_eq!(cluster.capacity(true), [capacity]);
+        assert_eq!(cluster.capacity(false), []);
     }
 
     #[test]

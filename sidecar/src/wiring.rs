@@ -182,7 +182,8 @@ impl Parts {
     /// Gets an identity, then follows discovery: at once when both are on disk.
     fn follow(self, identity_ready: ReadinessGuard, state_ready: ReadinessGuard) -> anyhow::Result<()> {
         let named = |problem: String| anyhow::anyhow!(problem);
-        let pins = Pins::new(self.config.discovery.trust_domain().map_err(named)?);
+        let pins = Pins::new(self.config.discovery.trust_domain().map_err(named)?, &self.config.discovery.root_file);
+        pins.read();
         let control_plane = self.config.discovery.control_plane().map_err(named)?;
         let mut issuing = Issuing::new(
             self.config.discovery.clone(),

@@ -20,12 +20,18 @@ use crate::session::peer::Peer;
 use crate::session::pool::Lease;
 
 /// Ways that one request tries at most.
-const MAX_ATTEMPTS: usize = 8;
+const MAX_ATTEMPTS: usize = 16;
+
+/// Failures to connect after which a request leaves a whole cluster: when all its endpoints die at once, a request must
+/// not use its attempts up on them.
+const CLUSTER_PATIENCE: usize = 3;
 
 /// What one request has tried.
 pub(crate) struct Trying {
     route: Arc<Route>,
     tried: Vec<Path>,
+    /// Those tried, and those that are not worth it while there are others.
+    excluded: Vec<Path>,
     /// The last failure was one of the way, not of the endpoint: avoid what it shared.
     avoid_gateways: bool,
     attempts: usize,
@@ -36,7 +42,7 @@ type Connecting<T> = Pin<Box<dyn Future<Output = (Attempt, Result<T, Arc<DialErr
 
 impl Trying {
     pub(crate) fn new(route: Arc<Route>) -> Self {
-        Self { route, tried: Vec::new(), avoid_gateways: false, attempts: 0, last: None }
+        Self { route, tried: Vec::new(), excluded: Vec::new(), avoid_gateways: false, attempts: 0, last: None }
     }
 
     /// How many attempts were begun.
@@ -47,6 +53,7 @@ impl Trying {
     /// The path may be tried again: what failed was one session, not the way.
     pub(crate) fn forgive(&mut self, path: &Path) {
         self.tried.retain(|tried| tried != path);
+        self.excluded.retain(|excluded| excluded != path);
     }
 
     /// Everything was tried.
@@ -126,16 +133,30 @@ impl Trying {
     fn failed(&mut self, attempt: Attempt, error: Arc<DialError>) {
         self.avoid_gateways |= !matches!(*error, DialError::Refused { .. });
         self.route.count_retry("connect");
+        let cluster = attempt.path().id().cluster.clone();
         attempt.finish(error.outcome(), error.endpoint());
         self.last = Some(error);
+        let tried = self.tried.iter().filter(|path| path.id().cluster == cluster).count();
+        if tried >= CLUSTER_PATIENCE {
+            let rest = self.route.paths().into_iter().filter(|path| path.id().cluster == cluster);
+            self.excluded.extend(rest);
+        }
     }
 
     fn pick(&mut self) -> Option<Attempt> {
         if self.attempts == MAX_ATTEMPTS {
             return None;
         }
-        let attempt = self.route.pick(&self.tried, self.avoid_gateways)?;
+        let picked = self.route.pick(&self.excluded, self.avoid_gateways);
+        let attempt = match picked {
+            None if self.excluded.len() > self.tried.len() => {
+                self.excluded.clone_from(&self.tried);
+                self.route.pick(&self.excluded, self.avoid_gateways)?
+            }
+            picked => picked?,
+        };
         self.tried.push(attempt.path().clone());
+        self.excluded.push(attempt.path().clone());
         self.attempts += 1;
         Some(attempt)
     }

@@ -1,5 +1,6 @@
 //! From what discovery says of a service to the balancer's plan.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -49,17 +50,18 @@ impl Planner {
         place: &Place,
         known: &HashMap<PathId, Path>,
     ) -> Plan<Path> {
+        let own = |cluster: &Cluster| place.cluster.as_ref() == Some(&cluster.name);
         let exporting: Vec<(&Cluster, Vec<_>)> = service
             .clusters
             .iter()
             .filter(|cluster| cluster.ports.contains(&port))
-            .map(|cluster| (cluster, cluster.capacity()))
+            .map(|cluster| (cluster, cluster.capacity(own(cluster))))
             .collect();
         let candidates: Vec<Candidate<'_>> = exporting
             .iter()
             .map(|(cluster, zones)| Candidate {
                 cluster: &cluster.name,
-                local: place.cluster.as_ref() == Some(&cluster.name),
+                local: own(cluster),
                 zones,
                 suspect: cluster.suspect,
                 round_trip: cluster.round_trip,
@@ -69,7 +71,7 @@ impl Planner {
             .into_iter()
             .filter_map(|group| {
                 let (cluster, _) = exporting.iter().find(|(cluster, _)| cluster.name == group.cluster)?;
-                let making = Making { planner: self, service, port, cluster, known };
+                let making = Making { planner: self, service, port, cluster, known, tls: RefCell::default() };
                 Some(making.group(group))
             })
             .collect();
@@ -93,6 +95,8 @@ struct Making<'a> {
     port: u16,
     cluster: &'a Cluster,
     known: &'a HashMap<PathId, Path>,
+    /// Of the last path: most endpoints of a service have one identity.
+    tls: RefCell<Option<(Arc<[SpiffeId]>, PathTls)>>,
 }
 
 impl Making<'_> {
@@ -134,7 +138,8 @@ impl Making<'_> {
         self.path(via, Subset::Cluster(self.cluster.name.clone()), Arc::from([endpoint.identity.clone()]))
     }
 
-    /// As many slots as there are endpoints, within bounds, and at least one through every gateway.
+    /// Two slots for every endpoint, within bounds, and at least one through every gateway: where slots lead is up to a
+    /// hash, and with as many slots as endpoints some endpoints would often get none.
     fn slots(&self, ready: u32) -> Vec<Member<Path>> {
         let mut gateways: Vec<&Gateway> = self.cluster.gateways.iter().filter(|gateway| !gateway.draining).collect();
         if gateways.is_empty() {
@@ -146,7 +151,7 @@ impl Making<'_> {
         }
         gateways.sort();
         let ready = usize::try_from(ready).unwrap_or(usize::MAX);
-        let slots = ready.clamp(1, MAX_SLOTS).max(gateways.len());
+        let slots = ready.saturating_mul(2).clamp(1, MAX_SLOTS).max(gateways.len());
         (0..slots)
             .zip(gateways.iter().cycle())
             .filter_map(|(number, gateway)| {
@@ -165,15 +170,129 @@ impl Making<'_> {
             .collect()
     }
 
+    fn tls(&self, identities: &Arc<[SpiffeId]>) -> PathTls {
+        let mut last = self.tls.borrow_mut();
+        match &*last {
+            Some((of, tls)) if of == identities => tls.clone(),
+            _ => last.insert((Arc::clone(identities), self.planner.tls(identities))).1.clone(),
+        }
+    }
+
     fn path(&self, via: Via, subset: Subset, identities: Arc<[SpiffeId]>) -> Option<Path> {
         let sni = Sni { port: self.port, subset, host: self.service.host.clone() };
         let id = PathId { cluster: self.cluster.name.clone(), via, server_name: sni.to_string(), identities };
         if let Some(path) = self.known.get(&id) {
             return Some(path.clone());
         }
-        let tls = self.planner.tls(&id.identities);
+        let tls = self.tls(&id.identities);
         let label = self.service.id.to_string();
         let metrics = WayMetrics::outbound(&self.planner.metrics, &label, self.cluster.name.as_str());
         Path::new(id, tls, self.cluster.round_trip, metrics)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeSet;
+
+    use federation::{GatewayAddress, ZoneCapacity};
+
+    use super::*;
+
+    fn planner(first_slot: u16) -> Planner {
+        Planner { identity: Identity::empty(), trust: TrustStore::new(), metrics: Metrics::default(), first_slot }
+    }
+
+    fn gateway(name: &str, draining: bool) -> Gateway {
+        Gateway {
+            name: name.to_owned(),
+            address: GatewayAddress::Host(format!("{name}.example")),
+            port: 15443,
+            locality: Locality::default(),
+            draining,
+        }
+    }
+
+    fn endpoint(number: u16, zone: &str, ready: bool) -> Endpoint {
+        Endpoint {
+            id: format!("east/shop/cart-{number}").into(),
+            address: ([10, 0, 0, 1], number).into(),
+            locality: Locality::new("r", zone),
+            ready,
+            identity: "spiffe://east.mesh.example/ns/shop/sa/cart".parse().unwrap(),
+        }
+    }
+
+    fn cluster(name: &str, gateways: Vec<Gateway>, endpoints: Vec<Endpoint>, ready: u32) -> Cluster {
+        let identity: SpiffeId = format!("spiffe://{name}.mesh.example/ns/shop/sa/cart").parse().unwrap();
+        Cluster {
+            name: name.parse().unwrap(),
+            identities: [identity].into(),
+            ports: vec![80],
+            zones: vec![ZoneCapacity { locality: Locality::new("far", "far-a"), total: ready, ready }],
+            gateways,
+            endpoints,
+            suspect: false,
+            round_trip: None,
+        }
+    }
+
+    fn service(clusters: Vec<Cluster>) -> Service {
+        let host: federation::ServiceHost = "cart.shop.svc.clusterset.local".parse().unwrap();
+        Service { id: host.service().clone(), host, addresses: vec![], ports: vec![], sticky: false, clusters }
+    }
+
+    fn place() -> Place {
+        Place { cluster: Some("east".parse().unwrap()), locality: Locality::new("r", "a") }
+    }
+
+    #[test]
+    fn own_endpoints_come_by_zone_and_other_clusters_by_slots_through_their_gateways() {
+        let endpoints = vec![endpoint(1, "a", true), endpoint(2, "b", true), endpoint(3, "b", false)];
+        let gateways = vec![gateway("gw-2", false), gateway("gw-1", false), gateway("gw-3", true)];
+        let service = service(vec![cluster("east", vec![], endpoints, 9), cluster("west", gateways, vec![], 2)]);
+        let plan = planner(u16::MAX).plan(&service, 80, &place(), &HashMap::new());
+        let shape: Vec<_> = plan
+            .groups
+            .iter()
+            .map(|group| {
+                (group.priority, group.name.as_str(), group.capacity_total, group.capacity_ready, group.members.len())
+            })
+            .collect();
+        assert_eq!(shape, [(0, "east/a", 1, 1, 1), (1, "east/b", 2, 1, 1), (2, "west", 2, 2, 4)]);
+        let names: Vec<_> = plan.groups[2].members.iter().map(|member| member.id.id().server_name.clone()).collect();
+        let host = "cart.shop.svc.clusterset.local";
+        assert_eq!(
+            names,
+            ["65535", "0", "1", "2"].map(|slot| format!("outbound_.80_.c-west.e-{slot}_.{host}")),
+            "slots wrap around"
+        );
+        let through: BTreeSet<_> =
+            plan.groups[2].members.iter().map(|member| member.gateway.as_ref().unwrap().as_str()).collect();
+        assert_eq!(through, BTreeSet::from(["gw-1", "gw-2"]), "a draining gateway is left out");
+        assert!(planner(0).plan(&service, 81, &place(), &HashMap::new()).groups.is_empty());
+    }
+
+    #[test]
+    fn equal_paths_are_kept() {
+        let service = service(vec![cluster("west", vec![gateway("gw-1", false)], vec![], 3)]);
+        let planner = planner(7);
+        let first = planner.plan(&service, 80, &place(), &HashMap::new());
+        let known: HashMap<_, _> =
+            first.groups[0].members.iter().map(|member| (member.id.id().clone(), member.id.clone())).collect();
+        let second = planner.plan(&service, 80, &place(), &known);
+        assert_eq!(first.groups[0].members, second.groups[0].members);
+        let others = planner.plan(&service, 80, &place(), &HashMap::new());
+        assert_ne!(first.groups[0].members, others.groups[0].members);
+    }
+
+    #[test]
+    fn every_gateway_has_a_slot_and_a_draining_one_is_better_than_none() {
+        let gateways: Vec<_> = (0..10).map(|number| gateway(&format!("gw-{number}"), true)).collect();
+        let service = service(vec![cluster("west", gateways, vec![], 0)]);
+        let plan = planner(0).plan(&service, 80, &place(), &HashMap::new());
+        assert_eq!(plan.groups[0].members.len(), 10);
     }
 }

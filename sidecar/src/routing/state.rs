@@ -88,6 +88,7 @@ impl State {
                 }
                 DiscoveryEvent::Disconnected { reason, retry_in } => {
                     warn!(%reason, ?retry_in, "lost the control-plane, going on with the last state");
+                    self.pins.read();
                     false
                 }
             };
