@@ -2,14 +2,18 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     net::{IpAddr, Ipv6Addr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::AcqRel},
     },
 };
 
-use crate::config::LimitsConfig;
+use crate::{config::LimitsConfig, pressure::Pressure};
+
+/// Locks on the counts by source: two sources rarely share one.
+const SHARDS: usize = 64;
 
 /// Which limit a connection met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,9 +52,11 @@ pub(crate) struct Admission {
     max_connections: usize,
     max_pending_per_source: u32,
     connections: AtomicUsize,
-    /// By source, only those with a connection without a hello: at most `max_connections` entries. A plain lock: it is
-    /// held for one lookup, twice in a connection's life.
-    pending: Mutex<HashMap<Source, u32>>,
+    /// By source, only those with a connection without a hello: at most `max_connections` entries. Plain locks: each is
+    /// held for one lookup, twice in a connection's life, and guards a part of the sources.
+    pending: [Mutex<HashMap<Source, u32>>; SHARDS],
+    hasher: RandomState,
+    pressure: Pressure,
 }
 
 /// What one host can easily have many addresses of counts as one: an IPv6 /64.
@@ -72,26 +78,45 @@ impl Admission {
             max_connections: limits.max_connections,
             max_pending_per_source: limits.max_pending_per_source,
             connections: AtomicUsize::new(0),
-            pending: Mutex::default(),
+            pending: std::array::from_fn(|_| Mutex::default()),
+            hasher: RandomState::new(),
+            pressure: Pressure::default(),
         })
     }
 
+    /// What makes it let nobody in.
+    pub(crate) const fn pressure(&self) -> &Pressure {
+        &self.pressure
+    }
+
     /// Lets a connection in, or says which limit forbids it.
-    pub(crate) fn admit(self: &Arc<Self>, source: IpAddr) -> Result<(Admitted, Pending), Shed> {
-        if self.connections.fetch_add(1, AcqRel) >= self.max_connections {
-            self.connections.fetch_sub(1, AcqRel);
-            return Err(Shed::Connections);
+    pub(crate) fn admit(self: &Arc<Self>) -> Result<Admitted, Shed> {
+        if self.pressure.short() {
+            return Err(Shed::Memory);
         }
         let admitted = Admitted { admission: Arc::clone(self) };
+        if self.connections.fetch_add(1, AcqRel) >= self.max_connections {
+            return Err(Shed::Connections);
+        }
+        Ok(admitted)
+    }
+
+    /// Counts a connection whose hello is awaited for its source.
+    pub(crate) fn await_hello(self: &Arc<Self>, source: IpAddr) -> Result<Pending, Shed> {
         let source = Source::from(source);
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending(source);
         let count = pending.entry(source).or_insert(0);
         if *count >= self.max_pending_per_source {
             return Err(Shed::Source);
         }
         *count += 1;
         drop(pending);
-        Ok((admitted, Pending { admission: Arc::clone(self), source }))
+        Ok(Pending { admission: Arc::clone(self), source })
+    }
+
+    fn pending(&self, source: Source) -> MutexGuard<'_, HashMap<Source, u32>> {
+        let shard = usize::try_from(self.hasher.hash_one(source) % SHARDS as u64).unwrap_or(0);
+        self.pending[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,7 +141,7 @@ pub(crate) struct Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let mut pending = self.admission.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.admission.pending(self.source);
         if let Some(count) = pending.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
@@ -136,6 +161,10 @@ mod tests {
         Admission::new(&LimitsConfig { max_connections, max_pending_per_source, ..LimitsConfig::default() })
     }
 
+    fn admit(admission: &Arc<Admission>, source: IpAddr) -> Result<(Admitted, Pending), Shed> {
+        Ok((admission.admit()?, admission.await_hello(source)?))
+    }
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
@@ -143,43 +172,43 @@ mod tests {
     #[test]
     fn one_connection_more_than_allowed_is_shed_until_another_ends() {
         let admission = admission(2, 10);
-        let first = admission.admit(ip("192.0.2.1")).unwrap();
-        let _second = admission.admit(ip("192.0.2.2")).unwrap();
-        assert_eq!(admission.admit(ip("192.0.2.3")).unwrap_err(), Shed::Connections);
+        let first = admit(&admission, ip("192.0.2.1")).unwrap();
+        let _second = admit(&admission, ip("192.0.2.2")).unwrap();
+        assert_eq!(admit(&admission, ip("192.0.2.3")).unwrap_err(), Shed::Connections);
         drop(first);
-        assert!(admission.admit(ip("192.0.2.3")).is_ok());
+        assert!(admit(&admission, ip("192.0.2.3")).is_ok());
     }
 
     #[test]
     fn a_source_with_too_many_hellos_outstanding_is_shed_and_others_are_not() {
         let admission = admission(10, 2);
-        let (_one, pending) = admission.admit(ip("192.0.2.1")).unwrap();
-        let _two = admission.admit(ip("192.0.2.1")).unwrap();
+        let (_one, pending) = admit(&admission, ip("192.0.2.1")).unwrap();
+        let _two = admit(&admission, ip("192.0.2.1")).unwrap();
         // The same host, as a dual-stack listener sees it.
-        assert_eq!(admission.admit(ip("::ffff:192.0.2.1")).unwrap_err(), Shed::Source);
-        assert!(admission.admit(ip("192.0.2.2")).is_ok());
+        assert_eq!(admit(&admission, ip("::ffff:192.0.2.1")).unwrap_err(), Shed::Source);
+        assert!(admit(&admission, ip("192.0.2.2")).is_ok());
         // Its connection stays, but has shown a hello.
         drop(pending);
-        assert!(admission.admit(ip("192.0.2.1")).is_ok());
+        assert!(admit(&admission, ip("192.0.2.1")).is_ok());
     }
 
     #[test]
     fn addresses_of_one_64_are_one_source() {
         let admission = admission(10, 1);
-        let _one = admission.admit(ip("2001:db8::1")).unwrap();
-        assert_eq!(admission.admit(ip("2001:db8::ffff:1")).unwrap_err(), Shed::Source);
-        assert!(admission.admit(ip("2001:db8:0:1::1")).is_ok());
+        let _one = admit(&admission, ip("2001:db8::1")).unwrap();
+        assert_eq!(admit(&admission, ip("2001:db8::ffff:1")).unwrap_err(), Shed::Source);
+        assert!(admit(&admission, ip("2001:db8:0:1::1")).is_ok());
     }
 
     #[test]
     fn nothing_is_kept_of_a_source_that_has_gone() {
         let admission = admission(1, 1);
-        drop(admission.admit(ip("192.0.2.1")).unwrap());
-        assert!(admission.pending.lock().unwrap().is_empty());
+        drop(admit(&admission, ip("192.0.2.1")).unwrap());
+        assert!(admission.pending.iter().all(|shard| shard.lock().unwrap().is_empty()));
         // A shed connection gives its place back too.
-        let held = admission.admit(ip("192.0.2.1")).unwrap();
-        assert!(admission.admit(ip("192.0.2.1")).is_err());
+        let held = admit(&admission, ip("192.0.2.1")).unwrap();
+        assert!(admit(&admission, ip("192.0.2.1")).is_err());
         drop(held);
-        assert!(admission.admit(ip("192.0.2.1")).is_ok());
+        assert!(admit(&admission, ip("192.0.2.1")).is_ok());
     }
 }

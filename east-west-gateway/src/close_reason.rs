@@ -48,6 +48,8 @@ pub enum CloseReason {
     Probe,
     /// A trusted load balancer sent no PROXY protocol header, or a malformed one.
     ProxyHeader,
+    /// Too many hellos of its source are awaited, as a load balancer's header shows.
+    Shed,
     /// The client closed or reset within its hello.
     HelloCutOff,
     /// The hello did not arrive in time.
@@ -66,7 +68,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every value of [`label`](Self::label).
-    pub(crate) const LABELS: [&'static str; 25] = [
+    pub(crate) const LABELS: [&'static str; 26] = [
         "closed",
         "client_reset",
         "endpoint_reset",
@@ -85,6 +87,7 @@ impl CloseReason {
         "unreachable",
         "probe",
         "proxy_header",
+        "shed",
         "hello_cut_off",
         "hello_too_slow",
         "not_tls",
@@ -133,6 +136,7 @@ impl CloseReason {
             },
             Self::Probe => "probe",
             Self::ProxyHeader => "proxy_header",
+            Self::Shed => "shed",
             Self::HelloCutOff => "hello_cut_off",
             Self::HelloTooSlow => "hello_too_slow",
             Self::NotTls => "not_tls",

@@ -7,8 +7,9 @@ use std::{
 };
 
 use federation::{ClusterName, Locality};
+use ipnet::IpNet;
 use mesh_runtime::{Configuration, RuntimeConfig};
-use relay::HelloLimits;
+use relay::{HelloLimits, RelayOptions};
 use serde::Deserialize;
 use spiffe_identity::{SpiffeId, TrustDomain};
 
@@ -30,6 +31,13 @@ pub struct Config {
     /// Where connections from outside are accepted; `[::]:15443` if absent.
     #[serde(default = "everywhere")]
     pub listen: Vec<SocketAddr>,
+    /// Threads that pass connections on; as many as there are cores if 0 or absent.
+    #[serde(default)]
+    pub workers: usize,
+    /// Load balancers in front, by their addresses: from these, and only these, every connection begins with a header of the PROXY
+    /// protocol, version 2. None if absent.
+    #[serde(default)]
+    pub proxy_protocol_from: Vec<IpNet>,
     /// Where other clusters reach this gateway; told to them through the control-plane.
     pub advertise: AdvertiseConfig,
     /// Where this gateway runs: endpoints of its own zone come first.
@@ -133,6 +141,11 @@ pub struct LimitsConfig {
     pub max_connections_per_service: usize,
     /// Connections of one source address (an IPv4 address, or an IPv6 /64) at a time whose hello has not arrived; 256.
     pub max_pending_per_source: u32,
+    /// Resident bytes above which new connections are reset. If absent, nine tenths of the container's memory limit, in which
+    /// the kernel counts socket buffers too; without such a limit there is none here.
+    pub max_memory: Option<u64>,
+    /// Pipes of 1 MiB through which bulk is passed on without being copied, two descriptors each; 64. 0: all is copied.
+    pub max_pipes: usize,
     /// The bytes within which a ClientHello must end; 16384.
     pub hello_max_bytes: usize,
     /// The time in which a ClientHello must arrive; `3s`.
@@ -147,6 +160,8 @@ impl Default for LimitsConfig {
             max_connections: 20_000,
             max_connections_per_service: 10_000,
             max_pending_per_source: 256,
+            max_memory: None,
+            max_pipes: RelayOptions::default().max_pipes,
             hello_max_bytes: hello.max_bytes,
             hello_deadline: hello.deadline,
         }
@@ -163,6 +178,9 @@ impl LimitsConfig {
 
 /// The smallest hello limit that lets every genuine client in: hybrid key shares, ECH, long tickets.
 const LEAST_HELLO_BYTES: usize = 4096;
+
+/// More threads than any machine has cores.
+const MAX_WORKERS: usize = 1024;
 
 impl Configuration for Config {
     fn runtime(&self) -> &RuntimeConfig {
@@ -191,6 +209,8 @@ impl Configuration for Config {
         require(self.limits.max_connections > 0, "limits.maxConnections: must be more than zero");
         require(self.limits.max_connections_per_service > 0, "limits.maxConnectionsPerService: must be more than zero");
         require(self.limits.max_pending_per_source > 0, "limits.maxPendingPerSource: must be more than zero");
+        require(self.limits.max_memory != Some(0), "limits.maxMemory: must be more than zero");
+        require(self.workers <= MAX_WORKERS, "workers: must not be above 1024");
         require(self.limits.hello_max_bytes >= LEAST_HELLO_BYTES, "limits.helloMaxBytes: must be at least 4096");
         require(!self.limits.hello_deadline.is_zero(), "limits.helloDeadline: must be more than zero");
         problems.extend(self.discovery.control_plane().err());

@@ -6,12 +6,15 @@ mod record;
 use std::{sync::Arc, time::Instant};
 
 use federation::Locality;
-use relay::{ClientHello, HelloLimits, RelayOptions, SocketOptions, read_client_hello, relay_observed};
-use tokio::net::TcpStream;
+use relay::{
+    ClientHello, HelloLimits, ProxyHeader, RelayOptions, SocketOptions, read_client_hello, read_proxy_header,
+    relay_observed, reset_on_close,
+};
+use tokio::{net::TcpStream, time::timeout};
 use tracing::debug;
 
 use crate::{
-    admission::{Pending, Shed},
+    admission::{Admission, Pending, Shed},
     close_reason::{CloseReason, Refusal},
     config::ConnectConfig,
     metrics::Metrics,
@@ -23,6 +26,7 @@ pub(crate) use record::Record;
 /// What every connection of a gateway shares.
 #[derive(Debug)]
 pub(crate) struct DataPath {
+    pub(crate) admission: Arc<Admission>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) locality: Locality,
     pub(crate) hello_limits: HelloLimits,
@@ -35,7 +39,19 @@ pub(crate) struct DataPath {
 
 impl DataPath {
     /// Serves a connection to its end; the record tells of it when it is dropped.
-    pub(crate) async fn serve(&self, mut client: TcpStream, pending: Pending, mut record: Record) {
+    ///
+    /// `pending` counts for its source until the hello is there; a load balancer has first to say which source that is.
+    pub(crate) async fn serve(&self, mut client: TcpStream, pending: Option<Pending>, mut record: Record) {
+        let pending = match pending {
+            Some(pending) => pending,
+            None => match self.identify(&mut client, &mut record).await {
+                Ok(pending) => pending,
+                Err(reason) => {
+                    record.reason = Some(reason);
+                    return;
+                }
+            },
+        };
         let (hello, bytes) = match read_client_hello(&mut client, &self.hello_limits).await {
             Ok(read) => read,
             Err(error) => {
@@ -57,6 +73,27 @@ impl DataPath {
         drop((hello, bytes));
         relay_observed(&mut client, &mut endpoint, &self.relaying, &mut record).await;
         record.reason = Some(CloseReason::Relayed(record.relayed.end));
+    }
+
+    /// Reads what a load balancer says of the client, who counts from now on as the source.
+    async fn identify(&self, client: &mut TcpStream, record: &mut Record) -> Result<Pending, CloseReason> {
+        let header = match timeout(self.hello_limits.deadline, read_proxy_header(client)).await {
+            Ok(Ok(header)) => header,
+            Ok(Err(error)) => {
+                debug!(src.addr = %record.source, error = &error as &dyn std::error::Error, "no PROXY protocol header");
+                return Err(CloseReason::ProxyHeader);
+            }
+            Err(_) => return Err(CloseReason::HelloTooSlow),
+        };
+        if let ProxyHeader::Client(source) = header {
+            record.source = source;
+        }
+        self.admission.await_hello(record.source.ip()).map_err(|shed| {
+            self.metrics.shed.add(shed.label(), 1);
+            // Without the option it is closed in order, which tells it as well.
+            let _ = reset_on_close(client);
+            CloseReason::Shed
+        })
     }
 
     /// An endpoint of the service that the hello names, which has got the hello.

@@ -1,9 +1,19 @@
 //! The listeners and their connections, from the first to the drain.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use mesh_runtime::DrainWatcher;
 use relay::{RelayOptions, SocketOptions, configure, reset_on_close};
+use rustix::{io::Errno, net::SocketFlags};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -12,11 +22,13 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    admission::{Admission, Shed},
+    admission::{Admission, Admitted, Pending, Shed},
     config::Config,
     connection::{DataPath, Record},
     metrics::Metrics,
+    pressure::Pressure,
     routes::Routes,
+    takeover::{self, HANDSHAKES, drop_new_connections, has_successor, kernel_migrates},
 };
 
 /// How long to wait before accepting again when that failed: mostly a lack of descriptors, which only an ending connection cures.
@@ -26,7 +38,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct Gateway {
     data_path: Arc<DataPath>,
-    admission: Arc<Admission>,
+    /// From these every connection begins with what it says of its client.
+    load_balancers: Arc<[IpNet]>,
+    /// All listeners served, by their inodes.
+    listeners: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Gateway {
@@ -34,16 +49,25 @@ impl Gateway {
     #[must_use]
     pub fn new(config: &Config, routes: Arc<Routes>, metrics: Metrics) -> Self {
         let data_path = DataPath {
+            admission: Admission::new(&config.limits),
             routes,
             locality: config.locality.clone(),
             hello_limits: config.limits.hello(),
             connect: config.connect,
             sockets: SocketOptions::default(),
-            relaying: RelayOptions::default(),
+            relaying: RelayOptions { max_pipes: config.limits.max_pipes, ..RelayOptions::default() },
             max_connections_per_service: config.limits.max_connections_per_service,
             metrics: Arc::new(metrics),
         };
-        Self { data_path: Arc::new(data_path), admission: Admission::new(&config.limits) }
+        Self {
+            data_path: Arc::new(data_path),
+            load_balancers: config.proxy_protocol_from.clone().into(),
+            listeners: Arc::default(),
+        }
+    }
+
+    pub(crate) fn pressure(&self) -> &Pressure {
+        self.data_path.admission.pressure()
     }
 
     /// Serves a listener until the drain: then takes what already waits in the kernel's queue, closes the listener, and
@@ -54,8 +78,12 @@ impl Gateway {
     pub async fn serve(&self, listener: TcpListener, drain: DrainWatcher, drain_deadline: Duration) -> io::Result<()> {
         // Connections inherit them, which saves five system calls for each.
         configure(&listener, &self.data_path.sockets)?;
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(takeover::inode(&listener)?);
         let mut connections = JoinSet::new();
         self.accept_until(&listener, &mut connections, &drain, drain.signaled()).await;
+        if self.leave_to_successor(&listener)? {
+            self.accept_until(&listener, &mut connections, &drain, tokio::time::sleep(HANDSHAKES)).await;
+        }
         self.accept_waiting(listener, &mut connections, &drain)?;
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(drain_deadline, ended).await.is_err() {
@@ -63,6 +91,17 @@ impl Gateway {
             connections.shutdown().await;
         }
         Ok(())
+    }
+
+    /// Where another process listens too, it gets all new connections; says whether handshakes are still under way here.
+    fn leave_to_successor(&self, listener: &TcpListener) -> io::Result<bool> {
+        let own = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !has_successor(listener, &own) || kernel_migrates() {
+            return Ok(false);
+        }
+        info!(address = %listener.local_addr()?, "leaving the port to another process");
+        drop_new_connections(listener)?;
+        Ok(true)
     }
 
     async fn accept_until(
@@ -73,6 +112,7 @@ impl Gateway {
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
+        let mut spare = SpareDescriptor::new();
         loop {
             tokio::select! {
                 () = &mut stop => return,
@@ -82,7 +122,9 @@ impl Gateway {
                     Err(error) => {
                         self.data_path.metrics.accept_errors.inc();
                         warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        if !self.shed_for_lack_of_descriptors(listener, &mut spare, &error) {
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                        }
                     }
                 },
             }
@@ -105,14 +147,9 @@ impl Gateway {
         Ok(())
     }
 
-    fn take(
-        &self,
-        stream: TcpStream,
-        source: std::net::SocketAddr,
-        connections: &mut JoinSet<()>,
-        drain: &DrainWatcher,
-    ) {
-        match self.admission.admit(source.ip()) {
+    fn take(&self, stream: TcpStream, source: SocketAddr, connections: &mut JoinSet<()>, drain: &DrainWatcher) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        match self.admit(source.ip()) {
             Ok((admitted, pending)) => {
                 let record = Record::new(source, Arc::clone(&self.data_path.metrics), drain.clone(), admitted);
                 let data_path = Arc::clone(&self.data_path);
@@ -122,10 +159,64 @@ impl Gateway {
         }
     }
 
+    /// A load balancer's connections are counted for the sources that it names.
+    fn admit(&self, source: IpAddr) -> Result<(Admitted, Option<Pending>), Shed> {
+        let admission = &self.data_path.admission;
+        let admitted = admission.admit()?;
+        let announced = self.load_balancers.iter().any(|network| network.contains(&source));
+        let pending = if announced { None } else { Some(admission.await_hello(source)?) };
+        Ok((admitted, pending))
+    }
+
+    /// Without a descriptor nothing can be accepted, and so nobody be told; with the spare one the connections that wait are
+    /// accepted and reset, one after the other. Says whether that was the matter, and could be done.
+    fn shed_for_lack_of_descriptors(
+        &self,
+        listener: &TcpListener,
+        spare: &mut SpareDescriptor,
+        error: &io::Error,
+    ) -> bool {
+        let lack = [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+        let mut shed = false;
+        while lack
+            && spare.give_up()
+            && let Ok(stream) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
+        {
+            self.shed(&stream, Shed::Descriptors);
+            drop(stream);
+            shed = true;
+            spare.take_again();
+        }
+        spare.take_again();
+        shed
+    }
+
     /// A reset: the client learns at once, and no state of it stays in the kernel.
-    fn shed(&self, stream: &TcpStream, shed: Shed) {
+    fn shed(&self, stream: &impl AsFd, shed: Shed) {
         self.data_path.metrics.shed.add(shed.label(), 1);
         // Without the option it is closed in order, which tells it as well.
         let _ = reset_on_close(stream);
+    }
+}
+
+/// A descriptor kept for the moment when there is no other.
+struct SpareDescriptor(Option<File>);
+
+impl SpareDescriptor {
+    fn new() -> Self {
+        let mut spare = Self(None);
+        spare.take_again();
+        spare
+    }
+
+    /// Whether there was one to give up.
+    fn give_up(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+
+    fn take_again(&mut self) {
+        if self.0.is_none() {
+            self.0 = File::open("/dev/null").ok();
+        }
     }
 }

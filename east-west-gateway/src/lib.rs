@@ -14,7 +14,10 @@
 //! - Who is refused is told by a TLS alert at once, so that a caller goes elsewhere without waiting.
 //! - A connection sees one state of the routes; a bad resource leaves the last good one in place.
 //! - Without a control-plane the gateway goes on, and starts again, with its last good state.
-//! - Connections, hellos and what they cost are bounded, in all and per source.
+//! - Connections, hellos and what they cost are bounded, in all, per source and per service; without descriptors or memory new
+//!   connections are shed and old ones kept.
+//! - Each thread has its own runtime, listeners and connections; what threads share is read without a lock.
+//! - A successor on the same port takes over without a connection refused or lost.
 
 mod admission;
 mod close_reason;
@@ -25,9 +28,12 @@ mod discovery;
 mod gateway;
 mod metrics;
 mod own_identity;
+mod pressure;
 mod program;
 pub mod routes;
 mod state_metrics;
+mod takeover;
+mod workers;
 
 pub use close_reason::{CloseReason, Refusal};
 pub use config::Config;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     sync::Arc,
     time::Duration,
@@ -11,23 +11,27 @@ use std::{
 
 use anyhow::Context;
 use mesh_runtime::Process;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpSocket,
     sync::{oneshot, watch},
     task::JoinSet,
 };
-use tracing::info;
+use tracing::warn;
 
 use crate::{
     Config, Gateway, Metrics, debug,
     discovery::{Follower, Freshness},
     own_identity::OwnIdentity,
+    pressure::Gauge,
     routes::Routes,
     state_metrics::StateMetrics,
+    workers,
 };
 
 /// Connections that wait to be accepted, for each listener; the kernel has its own limit (`net.core.somaxconn`).
-const BACKLOG: u32 = 4096;
+pub(crate) const BACKLOG: u32 = 4096;
 
 /// What is kept of the drain's deadline to end the connections that are left and to tell of them; at most a tenth.
 const DRAIN_MARGIN: Duration = Duration::from_millis(500);
@@ -72,9 +76,17 @@ pub async fn run_on(
     let (stop, stopped) = oneshot::channel::<()>();
     // Aborted if this function is cut off.
     let mut background = JoinSet::new();
+    let mut following = JoinSet::new();
     let renewing = background.spawn(own.keep_fresh());
     background.spawn(follower.run(process.drain(), async { drop(stopped.await) }));
-    let served = serve(&Gateway::new(&config, routes, metrics), &process, has_state, sockets).await;
+    raise_descriptor_limit(config.limits.max_connections);
+    let gateway = Gateway::new(&config, routes, metrics);
+    if let Some(gauge) = Gauge::new(config.limits.max_memory) {
+        gateway.pressure().look_at(&gauge);
+        let gateway = gateway.clone();
+        following.spawn(async move { gateway.pressure().follow(gauge).await });
+    }
+    let served = serve(&gateway, &process, has_state, share_out(sockets, workers::count(config.workers))?).await;
     renewing.abort();
     drop(stop);
     while background.join_next().await.is_some() {}
@@ -86,7 +98,7 @@ async fn serve(
     gateway: &Gateway,
     process: &Process,
     mut has_state: watch::Receiver<bool>,
-    sockets: Vec<TcpSocket>,
+    sockets: Vec<Vec<TcpSocket>>,
 ) -> anyhow::Result<()> {
     let drain = process.drain();
     // Until there is a state a connection is refused by the kernel, so that its caller goes elsewhere at once.
@@ -96,17 +108,36 @@ async fn serve(
     }
     let deadline = process.drain_deadline();
     let deadline = deadline.saturating_sub(DRAIN_MARGIN.min(deadline / 10));
-    let mut serving = JoinSet::new();
-    for listener in listen(sockets)? {
-        info!(address = %listener.local_addr()?, "accepting connections");
-        let (gateway, drain) = (gateway.clone(), drain.clone());
-        serving.spawn(async move { gateway.serve(listener, drain, deadline).await });
+    workers::serve(gateway, sockets, &drain, deadline).await
+}
+
+/// The sockets of each thread: the first one's are given, the others' are bound to the same addresses.
+fn share_out(sockets: Vec<TcpSocket>, workers: usize) -> anyhow::Result<Vec<Vec<TcpSocket>>> {
+    let addresses = sockets.iter().map(TcpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let mut shares = vec![sockets];
+    for _ in 1..workers {
+        shares.push(bind(&addresses)?);
     }
-    // One that fails ends the others, and the program.
-    while let Some(ended) = serving.join_next().await {
-        ended??;
+    Ok(shares)
+}
+
+/// As many descriptors as the system allows: each connection takes two.
+fn raise_descriptor_limit(connections: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum || limit.maximum.is_none() {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            warn!(%error, "the limit on descriptors stays");
+        }
     }
-    Ok(())
+    if let Some(allowed) = getrlimit(Resource::Nofile).current
+        && allowed < 2 * connections as u64
+    {
+        warn!(
+            allowed,
+            connections, "fewer descriptors than limits.maxConnections needs: beyond them connections are shed"
+        );
+    }
 }
 
 /// Binds without listening yet: a wrong or taken address is told at once.
@@ -124,18 +155,14 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restarted gateway need not wait for the last connections of the one before.
     socket.set_reuseaddr(true)?;
+    // Shared with the other threads, and for a while with the process that takes over.
+    socket.set_reuseport(true)?;
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        // IPv4 too, whatever the system's default is.
+        SockRef::from(&socket).set_only_v6(false)?;
+    }
     socket.bind(address)?;
     Ok(socket)
-}
-
-fn listen(sockets: Vec<TcpSocket>) -> anyhow::Result<Vec<TcpListener>> {
-    sockets
-        .into_iter()
-        .map(|socket| {
-            let address = socket.local_addr()?;
-            socket.listen(BACKLOG).with_context(|| format!("listen: cannot listen on {address}"))
-        })
-        .collect()
 }
 
 fn make_private_directory(path: &std::path::Path) -> io::Result<()> {

@@ -19,6 +19,7 @@
 
 mod client_hello;
 mod copy;
+mod proxy_header;
 mod read;
 mod refuse;
 mod socket;
@@ -28,6 +29,7 @@ pub mod alert;
 
 pub use client_hello::{ClientHello, ClientHelloError, ClientHelloReader};
 pub use copy::{Record, RelayEnd, RelayOptions, Relayed, Side, relay, relay_observed, relay_streams, reset_on_close};
+pub use proxy_header::{MAX_PROXY_HEADER, ProxyHeader, ProxyHeaderError, read_proxy_header};
 pub use read::{HelloLimits, ReadHelloError, read_client_hello};
 pub use refuse::{REFUSAL_LINGER, refuse};
 pub use socket::{SocketOptions, configure};

@@ -167,6 +167,8 @@ pub(crate) fn config(state_directory: PathBuf) -> Config {
         runtime: RuntimeConfig::default(),
         name: "gateway-1".to_owned(),
         listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+        workers: 1,
+        proxy_protocol_from: Vec::new(),
         advertise: AdvertiseConfig { address: "gateway.east.example".to_owned(), port: 15443 },
         locality: Locality::new("eu", "eu-1"),
         discovery: DiscoveryConfig {
@@ -238,6 +240,16 @@ pub(crate) async fn session_at(
     authority: &Authority,
     name: &str,
 ) -> Result<Session, Option<AlertDescription>> {
+    let stream = timeout(PATIENCE, TcpStream::connect(gateway)).await.expect("an answer in time").map_err(|_| None)?;
+    session_on(stream, authority, name).await
+}
+
+/// [`session_at`] on a connection that is there already.
+pub(crate) async fn session_on(
+    stream: TcpStream,
+    authority: &Authority,
+    name: &str,
+) -> Result<Session, Option<AlertDescription>> {
     let identity = authority.identity("client");
     let config = client_config(
         Some(&identity),
@@ -246,7 +258,6 @@ pub(crate) async fn session_at(
         &[b"isthmus-tcp"],
     );
     let opening = async {
-        let stream = TcpStream::connect(gateway).await?;
         let mut stream =
             TlsConnector::from(config).connect(ServerName::try_from(name.to_owned()).unwrap(), stream).await?;
         let mut id = String::new();

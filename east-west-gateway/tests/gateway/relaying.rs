@@ -59,6 +59,24 @@ async fn a_megabyte_passes_unchanged() {
     assert!(received == sent);
 }
 
+#[tokio::test]
+async fn bytes_are_counted_while_their_connection_lives() {
+    let authority = Authority::new();
+    let echo = Endpoint::start(&authority, "echo-1").await;
+    let gateway = Running::start(&[echo.wire("eu-1")]).await;
+    let mut session = gateway.session(&authority, &name("c-east")).await.unwrap();
+    for _ in 0..20 {
+        session.echo(&"x".repeat(10_000)).await;
+    }
+    let text = gateway.process.metrics_text().unwrap();
+    for direction in ["to_endpoint", "to_client"] {
+        let name = format!("isthmus_test_relayed_bytes_total{{direction=\"{direction}\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&name)).unwrap();
+        let counted: u64 = line.parse().unwrap();
+        assert!((200_000 - 65_536..210_000).contains(&counted), "{direction}: {counted}");
+    }
+}
+
 /// Keeps the fields of the access events.
 #[derive(Clone, Default)]
 struct AccessLog(Arc<Mutex<Vec<String>>>);
