@@ -288,7 +288,7 @@ impl Peers {
 
     fn verify(&mut self, signed: Signed) -> Option<VerifiedStatement> {
         // Only the name of the cluster is read before the signature is checked, to know whose key to check it with.
-        let cluster = Statement::decode(signed.message.as_ref()).ok()?.cluster.parse::<ClusterName>().ok()?;
+        let cluster = speaker(&signed)?;
         if cluster == self.own {
             return None;
         }
@@ -306,6 +306,11 @@ impl Peers {
             }
         }
     }
+}
+
+/// Whose record it says it is; nothing of it is believed yet.
+pub(crate) fn speaker(signed: &Signed) -> Option<ClusterName> {
+    Statement::decode(signed.message.as_ref()).ok()?.cluster.parse().ok()
 }
 
 fn exported_service(statement: &VerifiedStatement) -> Option<&ServiceId> {

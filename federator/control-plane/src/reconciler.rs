@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use federation::capacity::CapacityReporter;
+use federation::delegation::Delegation;
 use federation::{ClusterName, FederationDomain, Gateway, Namespace, RecordKey, ServiceId, ZoneCapacity};
 use federation_api::client::federation::SessionCursor;
 use federation_api::federation::v1::{ClusterLiveness, PublishResult};
@@ -35,7 +36,7 @@ use spiffe_identity::Bundle;
 use tracing::{error, warn};
 
 use crate::local::{LocalIndex, LocalService, NamespaceWorkloads};
-use crate::peers::{PeerChange, Peers};
+use crate::peers::{self, PeerChange, Peers};
 use crate::publications::Publications;
 use crate::snapshot::{ClusterStatus, ExportView, LinkStatus, ServiceView, Snapshot, SourceStatus};
 use crate::vips::VipAllocator;
@@ -173,6 +174,10 @@ pub struct Reconciler {
     peers: Peers,
     round_trips: BTreeMap<ClusterName, Duration>,
     publications: Option<Publications>,
+    /// What the cluster may claim: its own view of its exports is the one that others have.
+    delegation: Option<Delegation>,
+    /// The federation's last full trust state had no bundle of this cluster.
+    bundle_missing: bool,
     published_before: Vec<Signed>,
     published_to: Option<String>,
     wanted: BTreeMap<RecordKey, Payload>,
@@ -219,6 +224,8 @@ impl Reconciler {
             peers,
             round_trips: BTreeMap::new(),
             publications: None,
+            delegation: None,
+            bundle_missing: false,
             published_before: restored.published,
             published_to: None,
             wanted: BTreeMap::new(),
@@ -269,6 +276,7 @@ impl Reconciler {
                 self.peers.change_trust(now.system, |trust| trust.pin(joined.root));
                 self.peers_synced = false;
                 self.speak_as(*joined);
+                self.refresh_all_records();
                 self.dirty.all = true;
                 self.dirty.trust = true;
                 self.dirty.records = true;
@@ -287,6 +295,7 @@ impl Reconciler {
             Some(publications) => publications.envelopes(),
             None => std::mem::take(&mut self.published_before),
         };
+        self.delegation = Some(joined.member.delegation().clone());
         self.publications = Some(Publications::new(joined.speaker, &joined.member, before));
         self.publish_all = true;
         self.published_to = None;
@@ -313,6 +322,10 @@ impl Reconciler {
             error!(%refusal, "a part of the trust state is refused");
         }
         self.touch(change);
+        let own = |signed: &Signed| peers::speaker(signed).is_some_and(|cluster| cluster == self.facts.cluster);
+        if update.full || update.bundles.iter().any(own) {
+            self.bundle_missing = !update.bundles.iter().any(own);
+        }
         self.trust_bundle.connected = true;
         self.trust_bundle.last_applied = Some(now.system);
         self.trust_bundle.revision = update.epoch;

@@ -65,6 +65,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let drain = process.drain();
     loop {
         tokio::select! {
+            // First: what ends because of the drain is no failure.
+            biased;
             () = drain.signaled() => break,
             // Readiness, and servers that drained, end by themselves.
             Some(ended) = tasks.join_next() => ended.context("a part of the program failed")??,

@@ -286,7 +286,8 @@ mod tests {
                 match step {
                     Step::Allocate(number) => {
                         let Ok(Some(address)) = vips.allocate(&service(number), IpFamily::IPv4, now) else { continue };
-                        prop_assert!(range.parse::<Ipv4Net>().unwrap().contains(&match address { IpAddr::V4(v4) => v4, IpAddr::V6(_) => unreachable!() }));
+                        let within = matches!(address, IpAddr::V4(address) if range.parse::<Ipv4Net>().unwrap().contains(&address));
+                        prop_assert!(within, "{} is not in {}", address, range);
                         if let Some((before, released)) = owner.get(&address)
                             && *before != service(number)
                         {

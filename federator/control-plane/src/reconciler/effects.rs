@@ -118,7 +118,8 @@ impl Reconciler {
             return None;
         }
         let known = trust.bundle(&self.facts.cluster);
-        if known.is_some_and(|known| known.x509_authorities == self.facts.bundle.x509_authorities) {
+        let same = |known: &Bundle| known.x509_authorities == self.facts.bundle.x509_authorities;
+        if !self.bundle_missing && known.is_some_and(same) {
             return None;
         }
         let mut bundle = self.facts.bundle.clone();

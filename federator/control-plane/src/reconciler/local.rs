@@ -91,6 +91,13 @@ impl Reconciler {
         }
     }
 
+    /// Every service's records again: what the cluster may claim has changed.
+    pub(super) fn refresh_all_records(&mut self) {
+        for id in self.told.keys().cloned().collect::<Vec<_>>() {
+            self.refresh_records(&id);
+        }
+    }
+
     /// The records that the service wants: its export, and a headless one's slices.
     fn refresh_records(&mut self, id: &ServiceId) {
         let mut wanted = Vec::new();
@@ -112,10 +119,16 @@ impl Reconciler {
         self.dirty.records = true;
     }
 
-    /// The export as it is published, with the capacity that was last told.
+    /// The export as it is published, with the capacity that was last told, and held to what others hold it to: every
+    /// cluster must find the same one to be the oldest. Outside of the delegation it stays as it is, for the federator to
+    /// refuse.
     pub(super) fn own_export(&self, id: &ServiceId) -> Option<Export> {
         let created = self.first_seen.get(id).copied().unwrap_or(UNIX_EPOCH);
-        self.services.get(id)?.as_export(created, self.told.get(id)?.zones.clone())
+        let export = self.services.get(id)?.as_export(created, self.told.get(id)?.zones.clone())?;
+        match &self.delegation {
+            Some(delegation) => Some(delegation.clamp_export(export.clone()).unwrap_or(export)),
+            None => Some(export),
+        }
     }
 }
 
