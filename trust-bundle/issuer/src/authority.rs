@@ -1,36 +1,50 @@
-//! A signing certificate with its key, and what stands above it.
+//! A trust domain's certificate authority, as its callers see it.
+
+mod crossover;
 
 use std::{
-    fmt, fs, io,
+    fmt, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls_pki_types::CertificateDer;
-use spiffe_identity::{AuthorityError, CertificateError, SpiffeId, TrustDomain, check_authority, pem, validity};
-use tracing::info;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use spiffe_identity::{AuthorityError, SpiffeId, TrustDomain, Validity, pem};
+use tracing::{info, warn};
 
+pub use self::crossover::RootError;
 use crate::{
-    AuthorityFiles, IssueError, Svid,
+    AuthorityFiles, IssueError, SealError, SealingKey, Svid,
+    disk::Disk,
     issue::{BACKDATE, Leaf, whole_seconds},
+    online::{INTERMEDIATE_LIFETIME, Online, root_signer},
     request::public_key,
-    root::new_root,
+    signer::{Signer, allows_intermediates, check_chain},
 };
 
-/// The longest chain above a leaf, the root included: peers accept chains of four, their leaf among them.
-const MAX_CERTIFICATES: usize = 4;
-
-/// A trust domain's signing certificate and key: a root of its own, or one that the operator brought with those above it.
+/// A trust domain's signing certificates and keys: a root of its own with an online intermediate below it, or a chain that
+/// the operator brought. Shared by reference; it locks for itself, and never while it signs a leaf.
 pub struct Authority {
-    trust_domain: TrustDomain,
+    disk: Disk,
+    state: Mutex<State>,
+}
+
+struct State {
     root: CertificateDer<'static>,
-    /// What follows a leaf in its chain, the signing certificate first; nothing when the root itself signs.
-    below_root: Vec<CertificateDer<'static>>,
-    issuer: Issuer<'static, KeyPair>,
-    /// The earliest end of all of these certificates.
+    /// The earliest end of the certificates in `ca.crt`.
     not_after: SystemTime,
+    signing: Signing,
+    next_root: Option<CertificateDer<'static>>,
+    old_root: Option<CertificateDer<'static>>,
+}
+
+/// What signs leaves.
+enum Signing {
+    /// An intermediate below the root, made here.
+    Online(Online),
+    /// The first certificate of the file: an operator's intermediate, or a root that allows no intermediate below it.
+    Itself(Arc<Signer>),
 }
 
 /// Why an authority cannot be used.
@@ -51,6 +65,17 @@ pub enum OpenError {
         certificates: PathBuf,
         /// The file that is not.
         key: PathBuf,
+    },
+    /// The key is sealed, and no sealing key was given.
+    #[error("{0} is sealed, and there is no sealing key")]
+    Sealed(PathBuf),
+    /// The key cannot be sealed or unsealed.
+    #[error("{path}: {source}")]
+    Seal {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: SealError,
     },
     /// A file is not the PEM text of certificates or a key.
     #[error("{path}: {source}")]
@@ -91,7 +116,7 @@ impl Authority {
     /// Opens the authority in `directory` (`ca.crt` and `ca.key`), or makes a new root there when there is none.
     ///
     /// # Errors
-    /// When the files are unusable, or the certificate is there without its key.
+    /// When the files are unusable, or the certificate is there without its key and without a stored intermediate.
     pub fn open_or_create(directory: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, OpenError> {
         Self::open_or_create_files(&AuthorityFiles::in_directory(directory), trust_domain, now)
     }
@@ -113,16 +138,7 @@ impl Authority {
         trust_domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, OpenError> {
-        match (exists(&files.certificates)?, exists(&files.key)?) {
-            (true, true) => {}
-            (true, false) => {
-                let (certificates, key) = (files.certificates.clone(), files.key.clone());
-                return Err(OpenError::KeyMissing { certificates, key });
-            }
-            // A key alone is a creation that was interrupted: nobody has seen its certificate yet.
-            (false, _) => Self::create_files(files, trust_domain, now)?,
-        }
-        Self::open_files(files, trust_domain)
+        Disk::of(files, trust_domain, None).open_or_create(now)
     }
 
     /// Opens an authority from its files: one that was made here, or one that the operator brought.
@@ -130,78 +146,77 @@ impl Authority {
     /// # Errors
     /// When the files are absent or unusable.
     pub fn open_files(files: &AuthorityFiles, trust_domain: &TrustDomain) -> Result<Self, OpenError> {
-        let text = read(&files.certificates)?;
-        let certificates = pem::certificates_from_pem(&text)
-            .map_err(|source| OpenError::Pem { path: files.certificates.clone(), source })?;
-        let key = pem::private_key_from_pem(&read(&files.key)?)
-            .map_err(|source| OpenError::Pem { path: files.key.clone(), source })?;
-        Self::new(trust_domain.clone(), certificates, KeyPair::try_from(&key)?)
+        Disk::of(files, trust_domain, None).open()
     }
 
-    /// Makes a new root and writes its files, the key first: whoever sees the certificate can count on the key.
-    fn create_files(files: &AuthorityFiles, trust_domain: &TrustDomain, now: SystemTime) -> Result<(), OpenError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let root = new_root(trust_domain, &key, whole_seconds(now))?;
-        files.write_key(&key.serialize_pem()).map_err(|source| OpenError::File { path: files.key.clone(), source })?;
-        files
-            .write_certificates(&pem::certificates_to_pem([&root]))
-            .map_err(|source| OpenError::File { path: files.certificates.clone(), source })?;
-        info!(%trust_domain, certificate = %files.certificates.display(), "made a new root");
-        Ok(())
-    }
-
-    fn new(
-        trust_domain: TrustDomain,
-        certificates: Vec<CertificateDer<'static>>,
-        key: KeyPair,
+    /// [`open_or_create_files`](Self::open_or_create_files) with a root's key sealed on disk. A key that lies there as it is
+    /// gets sealed.
+    ///
+    /// # Errors
+    /// As there, or when the key is sealed under another sealing key.
+    pub fn open_or_create_sealed(
+        files: &AuthorityFiles,
+        trust_domain: &TrustDomain,
+        seal: SealingKey,
+        now: SystemTime,
     ) -> Result<Self, OpenError> {
-        let (Some((root, below_root)), Some(first)) = (certificates.split_last(), certificates.first()) else {
-            return Err(OpenError::Length(0));
-        };
-        if certificates.len() > MAX_CERTIFICATES {
-            return Err(OpenError::Length(certificates.len()));
-        }
-        let not_after = check_chain(&trust_domain, &certificates)?;
-        let parsed = parse(first, 1, &trust_domain)?;
-        if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(OpenError::KeyMismatch);
-        }
-        let subject = parsed.subject().as_raw().to_vec();
-        let issuer = Issuer::from_ca_cert_der(first, key)?;
-        let (root, below_root) = (root.clone(), below_root.to_vec());
-        let authority = Self { trust_domain, root, below_root, issuer, not_after };
-        if authority.issuer_name()? != subject {
-            return Err(OpenError::Subject);
-        }
-        Ok(authority)
+        Disk::of(files, trust_domain, Some(seal)).open_or_create(now)
     }
 
-    /// The issuer's name as leaves signed here carry it, seen on a throw-away certificate: the library writes names anew,
-    /// and one written otherwise than in the authority's certificate would break every chain.
-    fn issuer_name(&self) -> Result<Vec<u8>, OpenError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let probe = rcgen::CertificateParams::default().signed_by(&key, &self.issuer)?;
-        let probe = X509Certificate::from_der(probe.der()).map_err(|_| OpenError::Subject)?.1;
-        Ok(probe.issuer().as_raw().to_vec())
+    /// [`open_files`](Self::open_files) with a sealing key, for a key that may be sealed.
+    ///
+    /// # Errors
+    /// As there, or when the key is sealed under another sealing key.
+    pub fn open_sealed(
+        files: &AuthorityFiles,
+        trust_domain: &TrustDomain,
+        seal: SealingKey,
+    ) -> Result<Self, OpenError> {
+        Disk::of(files, trust_domain, Some(seal)).open()
     }
 
     /// The trust domain it signs for.
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.disk.trust_domain
     }
 
-    /// The certificate that the trust domain's bundle publishes.
+    /// The root that signs. While it is replaced the bundle publishes others beside it: [`roots`](Self::roots).
     pub fn root(&self) -> CertificateDer<'static> {
-        self.root.clone()
+        self.state().root.clone()
     }
 
-    /// The last second it can sign for: the earliest end of its certificates.
+    /// The last second it can sign for: the earliest end of its certificates, its intermediate (which is replaced) aside.
     pub fn not_after(&self) -> SystemTime {
-        self.not_after
+        self.state().not_after
+    }
+
+    /// When the online intermediate in use is valid; `None` before the first one, and for an authority that has none.
+    pub fn intermediate_validity(&self) -> Option<Validity> {
+        match &self.state().signing {
+            Signing::Online(online) => online.validity(),
+            Signing::Itself(_) => None,
+        }
+    }
+
+    /// Makes and takes into use whatever intermediate is due at `now`. [`issue`](Self::issue) does the same as it goes;
+    /// calling this every minute makes sure that it happens in a quiet cluster too, and says what an alarm should say.
+    ///
+    /// # Errors
+    /// When the next intermediate is due and the root's key cannot be used. The one in use signs on until its end.
+    pub fn maintain(&self, now: SystemTime) -> Result<(), OpenError> {
+        let mut state = self.state();
+        let root = state.root.clone();
+        match &mut state.signing {
+            Signing::Online(online) => online.maintain(&self.disk, &root, whole_seconds(now)),
+            Signing::Itself(_) => Ok(()),
+        }
     }
 
     /// Issues an SVID for `id` to whoever holds the key of the request (PKCS#10 DER), from five minutes ago until `lifetime`
-    /// from `now`, and never past [`not_after`](Self::not_after). Whether the asker *is* `id` has been decided before.
+    /// from `now`, and never past the end of any certificate above it. Whether the asker *is* `id` has been decided before.
+    ///
+    /// A lifetime beyond an intermediate's own ([`INTERMEDIATE_LIFETIME`]) is signed by the root itself, as long as its key
+    /// is at hand: an operator's certificate, not a workload's.
     ///
     /// # Errors
     /// When the request is refused, the identity is of another trust domain, or no time is left.
@@ -213,63 +228,119 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Svid, IssueError> {
         let key = public_key(csr_der)?;
-        if *id.trust_domain() != self.trust_domain {
-            return Err(IssueError::TrustDomain { id: id.clone(), expected: self.trust_domain.clone() });
+        let trust_domain = self.trust_domain();
+        if id.trust_domain() != trust_domain {
+            return Err(IssueError::TrustDomain { id: id.clone(), expected: trust_domain.clone() });
         }
         if id.path().is_empty() {
             return Err(IssueError::NoPath(id.clone()));
         }
         let now = whole_seconds(now);
-        let not_after = now.checked_add(lifetime).map_or(self.not_after, |end| whole_seconds(end).min(self.not_after));
+        if now >= self.not_after() {
+            return Err(IssueError::NoLifetime);
+        }
+        let signer = self.signer(lifetime, now)?;
+        let end = signer.validity().not_after;
+        let not_after = now.checked_add(lifetime).map_or(end, |wanted| whole_seconds(wanted).min(end));
         if not_after <= now {
             return Err(IssueError::NoLifetime);
         }
-        let leaf = Leaf { id, not_before: now - BACKDATE, not_after }.sign(&key, &self.issuer)?;
-        let chain = std::iter::once(leaf).chain(self.below_root.iter().cloned()).collect();
+        let leaf = Leaf { id, not_before: now - BACKDATE, not_after }.sign(&key, signer.issuer())?;
+        let chain = std::iter::once(leaf).chain(signer.below_root().iter().cloned()).collect();
         Ok(Svid { chain, not_after })
+    }
+
+    fn signer(&self, lifetime: Duration, now: SystemTime) -> Result<Arc<Signer>, OpenError> {
+        let mut state = self.state();
+        let root = state.root.clone();
+        match &mut state.signing {
+            Signing::Itself(signer) => Ok(signer.clone()),
+            Signing::Online(online) => {
+                if lifetime > INTERMEDIATE_LIFETIME {
+                    match root_signer(&self.disk, &root) {
+                        Ok(signer) => return Ok(Arc::new(signer)),
+                        Err(error) => warn!(%error, "a long-lived certificate gets an intermediate's life"),
+                    }
+                }
+                online.signer(&self.disk, &root, now)
+            }
+        }
+    }
+
+    pub(crate) fn files(&self) -> &AuthorityFiles {
+        &self.disk.files
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Disk {
+    fn of(files: &AuthorityFiles, trust_domain: &TrustDomain, seal: Option<SealingKey>) -> Self {
+        Self { files: files.clone(), trust_domain: trust_domain.clone(), seal }
+    }
+
+    fn open_or_create(self, now: SystemTime) -> Result<Authority, OpenError> {
+        let there = self.files.certificates.try_exists();
+        // A key alone is a creation that was interrupted: nobody has seen its certificate yet.
+        if !there.map_err(|source| OpenError::File { path: self.files.certificates.clone(), source })? {
+            self.create(whole_seconds(now))?;
+            let certificate = self.files.certificates.display();
+            info!(trust_domain = %self.trust_domain, %certificate, "made a new root");
+        }
+        let authority = self.open()?;
+        authority.disk.seal_what_is_open();
+        Ok(authority)
+    }
+
+    fn open(self) -> Result<Authority, OpenError> {
+        self.finish_activation()?;
+        let certificates = self.certificates()?;
+        let not_after = check_chain(&self.trust_domain, &certificates)?;
+        let root = certificates.last().cloned().ok_or(OpenError::Length(0))?;
+        let signing = if certificates.len() == 1 && allows_intermediates(&root) {
+            let online = Online::read(&self, &root);
+            self.check_root_key(&root, &online)?;
+            Signing::Online(online)
+        } else {
+            let key = self.key()?.ok_or_else(|| self.key_missing())?;
+            Signing::Itself(Arc::new(Signer::new(&self.trust_domain, certificates, key)?))
+        };
+        let (next_root, old_root) = (self.next_root()?, self.old_root()?);
+        let state = Mutex::new(State { root, not_after, signing, next_root, old_root });
+        Ok(Authority { disk: self, state })
+    }
+
+    /// A key that is there must be the root's. It may be away, or sealed without a sealing key, while an intermediate lives.
+    fn check_root_key(&self, root: &CertificateDer<'static>, online: &Online) -> Result<(), OpenError> {
+        if !self.has_key()? && online.is_empty() {
+            return Err(self.key_missing());
+        }
+        match self.key() {
+            Ok(Some(key)) => Signer::new(&self.trust_domain, vec![root.clone()], key).map(|_| ()),
+            Err(OpenError::Sealed(_)) if !online.is_empty() => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    fn key_missing(&self) -> OpenError {
+        OpenError::KeyMissing { certificates: self.files.certificates.clone(), key: self.files.key.clone() }
+    }
+
+    fn seal_what_is_open(&self) {
+        let sealed = self.is_unsealed().and_then(|unsealed| match self.key()? {
+            Some(key) if unsealed => self.write_key(&key),
+            _ => Ok(()),
+        });
+        if let Err(error) = sealed {
+            warn!(%error, "the root's key could not be sealed");
+        }
     }
 }
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+        f.debug_struct("Authority").field("trust_domain", self.trust_domain()).finish_non_exhaustive()
     }
-}
-
-/// Each may sign for the trust domain and is signed by the next, the last by itself. Returns the earliest end.
-fn check_chain(trust_domain: &TrustDomain, certificates: &[CertificateDer<'static>]) -> Result<SystemTime, OpenError> {
-    let mut ends = Vec::new();
-    for (index, der) in certificates.iter().enumerate() {
-        let position = index + 1;
-        let refused = |source| OpenError::Authority { position, trust_domain: trust_domain.clone(), source };
-        check_authority(der, trust_domain).map_err(refused)?;
-        ends.push(validity(der).map_err(|error| refused(error.into()))?.not_after);
-        let above = certificates.get(position).unwrap_or(der);
-        let (certificate, above) = (parse(der, position, trust_domain)?, parse(above, position + 1, trust_domain)?);
-        if certificate.issuer().as_raw() != above.subject().as_raw()
-            || certificate.verify_signature(Some(above.public_key())).is_err()
-        {
-            return Err(OpenError::Order(position));
-        }
-    }
-    ends.into_iter().min().ok_or(OpenError::Length(0))
-}
-
-fn parse<'a>(der: &'a [u8], position: usize, trust_domain: &TrustDomain) -> Result<X509Certificate<'a>, OpenError> {
-    match X509Certificate::from_der(der) {
-        Ok((_, certificate)) => Ok(certificate),
-        Err(_) => Err(OpenError::Authority {
-            position,
-            trust_domain: trust_domain.clone(),
-            source: CertificateError::Malformed.into(),
-        }),
-    }
-}
-
-fn exists(path: &Path) -> Result<bool, OpenError> {
-    path.try_exists().map_err(|source| OpenError::File { path: path.to_owned(), source })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
-    fs::read(path).map_err(|source| OpenError::File { path: path.to_owned(), source })
 }

@@ -9,7 +9,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use spiffe_identity::{LeafError, SpiffeId, TrustDomain, check_leaf};
 
-use crate::{RequestError, root::random_serial};
+use crate::{OpenError, RequestError, root::random_serial};
 
 /// How far in the past a certificate's validity begins, for receivers whose clocks are slow.
 pub const BACKDATE: Duration = Duration::from_secs(300);
@@ -49,6 +49,9 @@ pub enum IssueError {
     /// What was issued is not what a peer would accept; the authority's certificate or key is unusual.
     #[error("the issued certificate is no X.509-SVID: {0}")]
     NotAnSvid(#[from] LeafError),
+    /// There is no intermediate to sign with, and none can be made.
+    #[error("nothing can sign: {0}")]
+    Authority(#[from] OpenError),
     /// Signing failed.
     #[error("signing failed: {0}")]
     Signing(#[from] rcgen::Error),

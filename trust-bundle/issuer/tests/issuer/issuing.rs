@@ -1,12 +1,6 @@
 //! An authority on a real disk, and requests that ask for more than they get.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -16,58 +10,26 @@ use rustls_pki_types::CertificateDer;
 use spiffe_identity::{SpiffeId, TrustDomain, check_authority, check_leaf, pem, validity};
 use svid_issuer::{Authority, AuthorityFiles, BACKDATE, IssueError, OpenError, RequestError};
 use tempfile::TempDir;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-fn now() -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
-}
-
-fn east() -> TrustDomain {
-    "east.mesh.example".parse().unwrap()
-}
-
-fn cart() -> SpiffeId {
-    SpiffeId::workload(&east(), "shop", "cart").unwrap()
-}
-
-fn authority() -> (TempDir, Authority) {
-    let directory = TempDir::new().unwrap();
-    let authority = Authority::open_or_create(directory.path(), &east(), now()).unwrap();
-    (directory, authority)
-}
-
-fn request(params: &CertificateParams, key: &KeyPair) -> Vec<u8> {
-    params.serialize_request(key).unwrap().der().to_vec()
-}
-
-fn plain_request() -> (KeyPair, Vec<u8>) {
-    let key = KeyPair::generate().unwrap();
-    let csr = request(&CertificateParams::default(), &key);
-    (key, csr)
-}
-
-fn parse(der: &[u8]) -> X509Certificate<'_> {
-    X509Certificate::from_der(der).unwrap().1
-}
-
-fn spki(key: &KeyPair) -> Vec<u8> {
-    rcgen::PublicKeyData::subject_public_key_info(key)
-}
+use crate::{DAY, authority, cart, east, now, parse, plain_request, request, spki};
 
 #[test]
-fn an_issued_svid_is_a_leaf_of_the_requested_key_below_the_root() {
+fn an_issued_svid_is_a_leaf_of_the_requested_key_below_an_intermediate() {
     let (_directory, authority) = authority();
     let (key, csr) = plain_request();
     let svid = authority.issue(&csr, &cart(), DAY, now()).unwrap();
-    assert_eq!(svid.chain.len(), 1, "the root itself signs, and is not sent");
+    assert_eq!(svid.chain.len(), 2, "the root is not sent");
     assert_eq!(check_leaf(&svid.chain[0]), Ok(cart()));
     let (root, leaf) = (authority.root(), parse(&svid.chain[0]));
+    let intermediate = parse(&svid.chain[1]);
     assert_eq!(check_authority(&root, &east()), Ok(()));
+    assert_eq!(check_authority(&svid.chain[1], &east()), Ok(()));
     assert_eq!(leaf.public_key().raw, spki(&key));
-    assert_eq!(leaf.issuer().as_raw(), parse(&root).subject().as_raw());
-    leaf.verify_signature(Some(parse(&root).public_key())).unwrap();
+    assert_eq!(leaf.issuer().as_raw(), intermediate.subject().as_raw());
+    leaf.verify_signature(Some(intermediate.public_key())).unwrap();
+    assert_eq!(intermediate.issuer().as_raw(), parse(&root).subject().as_raw());
+    intermediate.verify_signature(Some(parse(&root).public_key())).unwrap();
+    assert_eq!(intermediate.basic_constraints().unwrap().unwrap().value.path_len_constraint, Some(0));
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && usage.client_auth);
 }
@@ -233,13 +195,13 @@ fn files_of_another_trust_domain_or_key_are_refused() {
 }
 
 /// A corporate root, an intermediate below it, and the intermediate's key: what an operator may bring.
-struct Brought {
-    root: CertificateDer<'static>,
-    intermediate: CertificateDer<'static>,
-    key: KeyPair,
+pub(crate) struct Brought {
+    pub(crate) root: CertificateDer<'static>,
+    pub(crate) intermediate: CertificateDer<'static>,
+    pub(crate) key: KeyPair,
 }
 
-fn ca_params(name: &str) -> CertificateParams {
+pub(crate) fn ca_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -247,7 +209,7 @@ fn ca_params(name: &str) -> CertificateParams {
     params
 }
 
-fn brought(change: impl Fn(&mut CertificateParams)) -> Brought {
+pub(crate) fn brought(change: impl Fn(&mut CertificateParams)) -> Brought {
     let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let root_params = ca_params("corporate root");
     let root = root_params.self_signed(&root_key).unwrap().der().clone();
@@ -257,7 +219,7 @@ fn brought(change: impl Fn(&mut CertificateParams)) -> Brought {
     Brought { root, intermediate, key }
 }
 
-fn open(certificates: &[&CertificateDer<'_>], key: &KeyPair) -> Result<Authority, OpenError> {
+pub(crate) fn open(certificates: &[&CertificateDer<'_>], key: &KeyPair) -> Result<Authority, OpenError> {
     let directory = TempDir::new().unwrap();
     let files = AuthorityFiles::in_directory(directory.path());
     fs::write(&files.certificates, pem::certificates_to_pem(certificates.iter().copied())).unwrap();
