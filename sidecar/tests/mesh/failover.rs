@@ -130,7 +130,7 @@ async fn a_returning_application_is_probed_and_used_again() {
 /// One endpoint at home, two behind two gateways in the west.
 struct Federation {
     east: Cluster,
-    _west: Cluster,
+    west: Cluster,
     home: Application,
     home_pod: Pod,
     away: Vec<Application>,
@@ -165,7 +165,7 @@ impl Federation {
             vec![east.local(vec![east.endpoint(&home_pod)], &[HTTP]), west.remote(2, &addresses, &[HTTP])],
         );
         let client = east.pod("frontend-1", "frontend", &[]).await;
-        Self { east, _west: west, home, home_pod, away, _away_pods: away_pods, gateways, client }
+        Self { east, west, home, home_pod, away, _away_pods: away_pods, gateways, client }
     }
 
     fn away_requests(&self) -> usize {
@@ -179,16 +179,12 @@ async fn home_is_preferred_and_the_remote_cluster_takes_over_when_home_is_dead()
     let load = Load::start(federation.client.proxy());
     eventually("home answers", || federation.home.requests() > 20).await;
     assert_eq!(federation.away_requests(), 0);
-    let Federation { home, .. } = &federation;
-    let port = home.port();
-    let Federation { home, away, gateways, client, _away_pods, home_pod, east, _west } = federation;
-    home.kill().await;
+    federation.home.kill().await;
+    let away = federation.away;
     eventually("the west takes over", || away.iter().map(Application::requests).sum::<usize>() > 50).await;
     let answers = load.end().await;
     assert_none_failed(&answers);
     assert!(last_from(&answers).starts_with("away"), "{:?}", answers.last());
-    assert_ne!(port, 0);
-    drop((gateways, client, _away_pods, home_pod, east, _west));
 }
 
 #[tokio::test]
@@ -198,7 +194,7 @@ async fn a_gateway_that_is_killed_costs_no_idempotent_request() {
         let names = ["gw-1", "gw-2"];
         let addresses: Vec<_> =
             names.into_iter().zip(federation.gateways.iter().map(|gateway| gateway.address)).collect();
-        vec![federation._west.remote(2, &addresses, &[HTTP])]
+        vec![federation.west.remote(2, &addresses, &[HTTP])]
     });
     let proxy = federation.client.proxy();
     let uri = format!("http://{}/", host("cart"));
@@ -230,7 +226,7 @@ async fn unready_endpoints_are_left_at_once() {
     let addresses = [("gw-1", federation.gateways[0].address)];
     federation.east.imports(
         &[HTTP],
-        vec![federation.east.local(vec![endpoint], &[HTTP]), federation._west.remote(2, &addresses, &[HTTP])],
+        vec![federation.east.local(vec![endpoint], &[HTTP]), federation.west.remote(2, &addresses, &[HTTP])],
     );
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -289,4 +285,63 @@ async fn an_unavailable_answer_is_retried_only_when_repeating_is_harmless() {
     let answer = connection.call(Method::GET, &uri, "", &[]).await;
     assert_eq!((answer.status, total()), (StatusCode::SERVICE_UNAVAILABLE, 3), "both were asked");
     assert!(answer.body.contains("/unavailable"), "the application's own answer comes back: {}", answer.body);
+}
+
+#[tokio::test]
+async fn a_network_that_drops_everything_is_left_within_a_second() {
+    let federation = Federation::start().await;
+    // The home endpoint's sidecar is reached through something that can drop its packets.
+    let way = Gateway::start(vec![("east/shop/cart-1".to_owned(), federation.home_pod.mesh())]).await;
+    let addresses = [("gw-1", federation.gateways[0].address)];
+    let home = federation.east.endpoint_at("cart-1", way.address, "cart");
+    federation.east.imports(
+        &[HTTP],
+        vec![federation.east.local(vec![home], &[HTTP]), federation.west.remote(2, &addresses, &[HTTP])],
+    );
+    let uri = format!("http://{}/", host("cart"));
+    let mut connection = Client::connect(federation.client.proxy()).await;
+    let deadline = Instant::now() + PATIENCE;
+    let mut at_home = 0;
+    while at_home < 20 {
+        assert!(Instant::now() < deadline, "home is not used");
+        at_home += usize::from(connection.get(&uri).await.body.starts_with("home"));
+    }
+    way.freeze();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..50 {
+        let started = Instant::now();
+        let answer = connection.get(&uri).await;
+        slowest = slowest.max(started.elapsed());
+        assert!(answer.body.starts_with("away"), "{answer:?}");
+    }
+    // 250 ms of silence, 500 ms for the PING, 250 ms for the race; the rest is a busy machine's.
+    assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_drains_costs_no_request() {
+    let (_east, applications, pods, client) = two_at_home().await;
+    let load = Load::start(client.proxy());
+    eventually("both are used", || applications.iter().all(|application| application.requests() > 10)).await;
+    let before = applications[1].requests();
+    pods[0].process.trigger_drain();
+    eventually("the other one takes all", || applications[1].requests() > before + 50).await;
+    assert_none_failed(&load.end().await);
+}
+
+#[tokio::test]
+async fn many_endpoints_that_die_at_once_do_not_use_a_requests_attempts_up() {
+    let federation = Federation::start().await;
+    let mut endpoints = Vec::new();
+    for number in 0..30 {
+        // Bound for a moment, so that nobody listens there.
+        let free = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
+        endpoints.push(federation.east.endpoint_at(&format!("cart-{number}"), free.local_addr().unwrap(), "cart"));
+    }
+    let addresses = [("gw-1", federation.gateways[0].address)];
+    let remote = federation.west.remote(2, &addresses, &[HTTP]);
+    federation.east.imports(&[HTTP], vec![federation.east.local(endpoints, &[HTTP]), remote]);
+    let uri = format!("http://{}/", host("cart"));
+    let answer = client::get(federation.client.proxy(), &uri).await;
+    assert!(answer.body.starts_with("away"), "{answer:?}");
 }

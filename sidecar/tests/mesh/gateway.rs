@@ -8,6 +8,7 @@ use federation::{Sni, slot};
 use relay::{HelloLimits, RelayOptions};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cluster::LOOPBACK;
@@ -15,6 +16,7 @@ use crate::cluster::LOOPBACK;
 /// A running gateway; dropping it kills it with its connections.
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
+    frozen: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
 
@@ -25,15 +27,31 @@ impl Gateway {
         let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let endpoints: Endpoints = Arc::new(Mutex::new(endpoints));
+        let frozen = watch::Sender::new(false);
+        let freezing = frozen.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(carry(stream, Arc::clone(&endpoints)));
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (endpoints, mut frozen) = (Arc::clone(&endpoints), freezing.subscribe());
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = carry(&mut stream, endpoints) => {}
+                        () = told(&mut frozen) => {
+                            // As packets are dropped: neither an end nor a reset.
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                });
             }
         });
-        Self { address, tasks }
+        Self { address, frozen, tasks }
+    }
+
+    /// Carries nothing any more, and closes nothing.
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
     }
 
     pub(crate) async fn kill(mut self) {
@@ -41,8 +59,8 @@ impl Gateway {
     }
 }
 
-async fn carry(mut stream: TcpStream, endpoints: Endpoints) {
-    let Ok((hello, bytes)) = relay::read_client_hello(&mut stream, &HelloLimits::default()).await else { return };
+async fn carry(stream: &mut TcpStream, endpoints: Endpoints) {
+    let Ok((hello, bytes)) = relay::read_client_hello(stream, &HelloLimits::default()).await else { return };
     let sni: Sni = hello.server_name.unwrap().parse().unwrap();
     let endpoint = {
         let endpoints = endpoints.lock().unwrap();
@@ -55,5 +73,10 @@ async fn carry(mut stream: TcpStream, endpoints: Endpoints) {
     let Some(endpoint) = endpoint else { return };
     let Ok(mut endpoint) = TcpStream::connect(endpoint).await else { return };
     endpoint.write_all(&bytes).await.unwrap();
-    relay::relay(&mut stream, &mut endpoint, &RelayOptions::default()).await;
+    relay::relay(stream, &mut endpoint, &RelayOptions::default()).await;
+}
+
+async fn told(frozen: &mut watch::Receiver<bool>) {
+    // An error: the gateway is gone, and this task with it.
+    let _ = frozen.wait_for(|frozen| *frozen).await;
 }
