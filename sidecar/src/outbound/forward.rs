@@ -117,7 +117,6 @@ impl<'a> Forwarding<'a> {
     }
 
     async fn run(mut self) -> Response<ResponseBody> {
-        self.route.count_request();
         let mut last = None;
         loop {
             let (attempt, lease) = match self.trying.session(&self.outbound.dialer).await {

@@ -29,6 +29,9 @@ const CLUSTER_PATIENCE: usize = 3;
 /// What one request has tried.
 pub(crate) struct Trying {
     route: Arc<Route>,
+    /// The last one picked; among the tried ones when the next is picked, so that a request whose first attempt succeeds
+    /// keeps no list.
+    current: Option<Path>,
     tried: Vec<Path>,
     /// Those tried, and those that are not worth it while there are others.
     excluded: Vec<Path>,
@@ -42,7 +45,15 @@ type Connecting<T> = Pin<Box<dyn Future<Output = (Attempt, Result<T, Arc<DialErr
 
 impl Trying {
     pub(crate) fn new(route: Arc<Route>) -> Self {
-        Self { route, tried: Vec::new(), excluded: Vec::new(), avoid_gateways: false, attempts: 0, last: None }
+        Self {
+            route,
+            current: None,
+            tried: Vec::new(),
+            excluded: Vec::new(),
+            avoid_gateways: false,
+            attempts: 0,
+            last: None,
+        }
     }
 
     /// How many attempts were begun.
@@ -52,6 +63,7 @@ impl Trying {
 
     /// The path may be tried again: what failed was one session, not the way.
     pub(crate) fn forgive(&mut self, path: &Path) {
+        self.current.take_if(|current| current == path);
         self.tried.retain(|tried| tried != path);
         self.excluded.retain(|excluded| excluded != path);
     }
@@ -111,7 +123,7 @@ impl Trying {
         let mut racing = FuturesUnordered::from_iter([first]);
         let mut exhausted = false;
         loop {
-            let patience = self.tried.last().map(Path::race_after).unwrap_or_default();
+            let patience = self.current.as_ref().map(Path::race_after).unwrap_or_default();
             tokio::select! {
                 Some((attempt, result)) = racing.next() => match result {
                     Ok(connected) => {
@@ -136,7 +148,7 @@ impl Trying {
         let cluster = attempt.path().id().cluster.clone();
         attempt.finish(error.outcome(), error.endpoint());
         self.last = Some(error);
-        let tried = self.tried.iter().filter(|path| path.id().cluster == cluster).count();
+        let tried = self.tried.iter().chain(&self.current).filter(|path| path.id().cluster == cluster).count();
         if tried >= CLUSTER_PATIENCE {
             let rest = self.route.paths().into_iter().filter(|path| path.id().cluster == cluster);
             self.excluded.extend(rest);
@@ -147,16 +159,19 @@ impl Trying {
         if self.attempts == MAX_ATTEMPTS {
             return None;
         }
-        let picked = self.route.pick(&self.excluded, self.avoid_gateways);
+        if let Some(before) = self.current.take() {
+            self.tried.push(before.clone());
+            self.excluded.push(before);
+        }
+        let picked = self.route.pick(&self.excluded, self.avoid_gateways, self.attempts == 0);
         let attempt = match picked {
             None if self.excluded.len() > self.tried.len() => {
                 self.excluded.clone_from(&self.tried);
-                self.route.pick(&self.excluded, self.avoid_gateways)?
+                self.route.pick(&self.excluded, self.avoid_gateways, false)?
             }
             picked => picked?,
         };
-        self.tried.push(attempt.path().clone());
-        self.excluded.push(attempt.path().clone());
+        self.current = Some(attempt.path().clone());
         self.attempts += 1;
         Some(attempt)
     }

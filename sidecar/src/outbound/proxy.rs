@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use federation::export::ApplicationProtocol;
 use http::header::HOST;
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -97,6 +97,14 @@ async fn proxied(outbound: &Arc<Outbound>, request: Request<Incoming>) -> Respon
 type Refused = (Refusal, HeaderMap);
 
 async fn absolute(outbound: &Outbound, request: Request<Incoming>) -> Result<Response<ResponseBody>, Refused> {
+    if request.uri().scheme() == Some(&Scheme::HTTP)
+        && let Some(authority) = request.uri().authority()
+        && let Some(route) = outbound.router.find(authority.host(), authority.port_u16().unwrap_or(80))
+        && !authority.as_str().contains('@')
+    {
+        let authority = authority.clone();
+        return Ok(forward(outbound, &route, authority, request).await);
+    }
     let destination = match Destination::from_uri(request.uri()) {
         Ok(destination) => destination,
         Err(refusal) => return Err((refusal, request.into_parts().0.headers)),

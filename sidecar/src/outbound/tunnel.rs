@@ -32,7 +32,6 @@ impl Tunnel {
     pub(crate) async fn open(outbound: &Outbound, route: &Arc<Route>) -> Result<Self, Refusal> {
         let mut access = Box::new(Access::new("outbound", "tcp", Arc::clone(&route.label)));
         let mut trying = Trying::new(Arc::clone(route));
-        route.count_request();
         match trying.connection(&outbound.dialer).await {
             Ok((attempt, (stream, peer))) => {
                 let path = connected(attempt, &peer);

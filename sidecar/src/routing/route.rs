@@ -106,22 +106,20 @@ impl Route {
         balancing.balancer.update(plan, Instant::now());
     }
 
-    /// A new request, not a retry.
-    pub(crate) fn count_request(&self) {
-        self.lock().budget.request(Instant::now());
-    }
-
     /// Whether the budget allows one more retry; if so, it is counted.
     pub(crate) fn try_retry(&self) -> bool {
         self.lock().budget.try_retry(Instant::now())
     }
 
-    /// The next attempt of a request; `None` when it has tried everything.
-    pub(crate) fn pick(self: &Arc<Self>, tried: &[Path], avoid_gateways: bool) -> Option<Attempt> {
+    /// The next attempt of a request, or its first one; `None` when it has tried everything.
+    pub(crate) fn pick(self: &Arc<Self>, tried: &[Path], avoid_gateways: bool, first: bool) -> Option<Attempt> {
         let now = Instant::now();
         let context = PickContext { exclude: tried, avoid_gateways, affinity: self.affinity };
         let pick = {
             let mut balancing = self.lock();
+            if first {
+                balancing.budget.request(now);
+            }
             let pick = balancing.balancer.pick(now, &mut rand::rng(), &context)?;
             balancing.balancer.started(&pick.member);
             pick
