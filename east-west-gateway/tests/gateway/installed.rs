@@ -240,7 +240,7 @@ async fn without_descriptors_new_connections_are_reset_and_old_ones_stay() {
     loop {
         assert!(Instant::now() < until, "{} connections are taken", held.len());
         let mut stream = TcpStream::connect(own_address(NETWORK, 15443)).await.unwrap();
-        match timeout(Duration::from_millis(200), stream.read_u8()).await {
+        match timeout(Duration::from_millis(50), stream.read_u8()).await {
             Ok(ended) => {
                 assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
                 break;

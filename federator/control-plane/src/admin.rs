@@ -16,6 +16,7 @@ mod exports;
 mod socket;
 mod view;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -58,6 +59,8 @@ pub struct Admin {
     pub tokens: Arc<TokenKey>,
     /// Makes the cluster a member.
     pub joiner: Joiner,
+    /// Where names are answered.
+    pub dns: Vec<SocketAddr>,
     /// What the program waits for.
     pub readiness: mesh_runtime::Readiness,
 }

@@ -157,3 +157,33 @@ impl Configuration for Config {
 fn within(inner: &Path, outer: &Path) -> bool {
     inner.starts_with(outer)
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    const SMALLEST: &str = "cluster: east\nfederation: mesh.example\nstateDirectory: /s\nmanifestsDirectory: \
+                            /m\nimportsDirectory: /i\nadminSocket: /a.sock\ndiscovery: {listen: \"127.0.0.1:15010\"}\n";
+
+    #[test]
+    fn the_smallest_configuration_has_no_problems() {
+        let config: Config = serde_saphyr::from_str(SMALLEST).unwrap();
+        assert_eq!(config.problems(), Vec::<String>::new());
+        assert_eq!(config.trust_domain_name(), "east.mesh.example");
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let text = SMALLEST.replace("/i\n", "/m/i\n")
+            + "svidLifetime: 1s\nprobes: {interval: 1ms, concurrency: 0}\nclustersetIps: {ipv4: 241.0.0.0/30}\n";
+        let config: Config = serde_saphyr::from_str(&text).unwrap();
+        let problems = config.problems();
+        let fields: Vec<_> = problems.iter().filter_map(|problem| problem.split(':').next()).collect();
+        let expected =
+            ["clustersetIps.ipv4", "probes.interval", "probes.concurrency", "svidLifetime", "importsDirectory"];
+        assert_eq!(fields, expected);
+        assert!(serde_saphyr::from_str::<Config>(&(SMALLEST.to_owned() + "typo: 1\n")).is_err());
+    }
+}

@@ -195,6 +195,11 @@ impl Peers {
                     self.records.forget_withdrawals(&cluster, scope);
                 });
             }
+            // Its own word on what there is, and nothing is missing: what is held is what it says now.
+            if differing.is_empty() && !scopes.is_empty() && self.records.record(&cluster, &RecordKey::Heads).is_some()
+            {
+                self.applied.insert(cluster.clone(), now);
+            }
             self.alarms.withheld(&cluster, &differing, now);
         }
         change

@@ -163,6 +163,7 @@ fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<w
     let metrics = Metrics::default();
     process.register(|registry| metrics.register(registry));
     spawn(tasks, "metrics", metrics.follow(snapshots.clone(), proxies.clone(), measurements.clone()));
+    let dns = names.addresses().to_vec();
     serve_names(names, &snapshots, process, tasks);
 
     let admin = Admin {
@@ -172,6 +173,7 @@ fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<w
         measurements,
         tokens: Arc::clone(&tokens),
         joiner,
+        dns,
         readiness: process.readiness().clone(),
     };
     let drain = process.drain();

@@ -14,7 +14,7 @@ use crate::client::{self, Answer, Client};
 use crate::cluster::{Cluster, HTTP, LOOPBACK, PATIENCE, Pod, RAW, eventually, host};
 use crate::gateway::Gateway;
 
-/// Requests one after another, half GET, half POST, until stopped: all answers.
+/// Requests one after another, GET and POST in turn, until stopped: all answers, GETs at even places.
 struct Load {
     stop: Arc<AtomicBool>,
     running: JoinHandle<Vec<Answer>>,
@@ -49,6 +49,16 @@ fn assert_none_failed(answers: &[Answer]) {
     assert!(failed.is_empty(), "{} of {} failed: {:?}", failed.len(), answers.len(), failed[0]);
 }
 
+/// A POST that was under way when its server died was acted upon or not, nobody can say, and is not repeated: one at
+/// most, since requests come one after another. Everything else succeeds.
+fn assert_at_most_one_interrupted(answers: &[Answer]) {
+    let failed: Vec<_> = answers.iter().enumerate().filter(|(_, answer)| answer.status != StatusCode::OK).collect();
+    let interrupted = |(place, answer): &(usize, &Answer)| {
+        place % 2 == 1 && ["application-broken", "interrupted"].contains(&answer.header("isthmus-error"))
+    };
+    assert!(failed.len() <= 1 && failed.iter().all(interrupted), "of {}: {failed:?}", answers.len());
+}
+
 fn last_from(answers: &[Answer]) -> &str {
     answers.last().unwrap().body.split(' ').next().unwrap()
 }
@@ -78,7 +88,7 @@ async fn an_application_that_is_killed_costs_no_request() {
     applications.remove(0).kill().await;
     let before = counts[1].load(Ordering::SeqCst);
     eventually("the other one takes all", || counts[1].load(Ordering::SeqCst) > before + 50).await;
-    assert_none_failed(&load.end().await);
+    assert_at_most_one_interrupted(&load.end().await);
 }
 
 #[tokio::test]
@@ -86,13 +96,10 @@ async fn a_sidecar_that_is_killed_costs_no_request() {
     let (_east, applications, mut pods, client) = two_at_home().await;
     let load = Load::start(client.proxy());
     eventually("both are used", || applications.iter().all(|application| application.requests() > 10)).await;
-    // Mid-request ones may break: those were acted upon or not, and only GETs may be repeated. So between requests.
     let before = applications[1].requests();
     pods.remove(0).sidecar.stop().await;
     eventually("the other one takes all", || applications[1].requests() > before + 50).await;
-    let answers = load.end().await;
-    let failed = answers.iter().filter(|answer| answer.status != StatusCode::OK).count();
-    assert!(failed <= 1, "one request can be in flight, {failed} failed");
+    assert_at_most_one_interrupted(&load.end().await);
 }
 
 #[tokio::test]
@@ -183,7 +190,7 @@ async fn home_is_preferred_and_the_remote_cluster_takes_over_when_home_is_dead()
     let away = federation.away;
     eventually("the west takes over", || away.iter().map(Application::requests).sum::<usize>() > 50).await;
     let answers = load.end().await;
-    assert_none_failed(&answers);
+    assert_at_most_one_interrupted(&answers);
     assert!(last_from(&answers).starts_with("away"), "{:?}", answers.last());
 }
 

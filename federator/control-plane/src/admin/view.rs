@@ -36,6 +36,7 @@ pub(super) fn status(admin: &Admin) -> Value {
         "generation": snapshot.generation,
         "synced": snapshot.synced,
         "waitingFor": admin.readiness.waiting_for(),
+        "dns": admin.dns,
         "federator": link(&snapshot.federator),
         "trustBundle": link(&snapshot.trust_bundle),
         "exports": snapshot.exports.len(),

@@ -30,6 +30,32 @@ pub(super) struct Resume {
     pub(super) session: SessionCursor,
 }
 
+/// Says once that a service is lost, and again only for another reason: attempts go on for as long as it takes.
+struct Loss {
+    service: &'static str,
+    reason: Option<String>,
+}
+
+impl Loss {
+    fn of(service: &'static str) -> Self {
+        Self { service, reason: None }
+    }
+
+    fn because(&mut self, reason: String) -> String {
+        if self.reason.as_ref() != Some(&reason) {
+            warn!(service = self.service, reason, "a service of the federation is lost");
+            self.reason = Some(reason.clone());
+        }
+        reason
+    }
+
+    fn over(&mut self) {
+        if self.reason.take().is_some() {
+            info!(service = self.service, "the service of the federation is back");
+        }
+    }
+}
+
 impl Plane {
     /// Does what a member does, until the reconciler is gone.
     pub(super) async fn be_member(&self, membership: Arc<Mutex<Membership>>) -> Result<(), MembershipError> {
@@ -69,13 +95,14 @@ impl Plane {
         plane_trust: &TrustStore,
         membership: &Arc<Mutex<Membership>>,
     ) {
+        let mut loss = Loss::of("trust-bundle");
         while let Some(event) = events.recv().await {
             let input = match event {
-                TrustEvent::Connected => Input::TrustLink(Ok(())),
-                TrustEvent::Disconnected { reason, retry_in } => {
-                    warn!(%reason, ?retry_in, "the trust-bundle is lost");
-                    Input::TrustLink(Err(reason.to_string()))
+                TrustEvent::Connected => {
+                    loss.over();
+                    Input::TrustLink(Ok(()))
                 }
+                TrustEvent::Disconnected { reason, .. } => Input::TrustLink(Err(loss.because(reason.to_string()))),
                 TrustEvent::Update(update) => {
                     self.take_federation_roots(&update, plane_trust, membership).await;
                     Input::Trust(Box::new(update))
@@ -131,9 +158,11 @@ impl Plane {
         // The namespaces may have changed since they were read.
         session.set_namespaces(self.snapshots.borrow().namespaces.as_ref().clone());
         *self.handle.session() = Some(session);
+        let mut loss = Loss::of("federator");
         while let Some(event) = events.recv().await {
             let input = match event {
                 SessionEvent::Connected(welcome) => {
+                    loss.over();
                     info!(replica = welcome.replica, resumed = welcome.resumed, "the federator is connected");
                     SessionInput::Connected { incarnation: welcome.incarnation, resumed: welcome.resumed }
                 }
@@ -144,9 +173,8 @@ impl Plane {
                 SessionEvent::Published(results) => SessionInput::Published(results),
                 SessionEvent::Liveness(clusters) => SessionInput::Liveness(clusters),
                 SessionEvent::Heartbeat { revision, .. } => SessionInput::Heartbeat(revision),
-                SessionEvent::Disconnected { reason, retry_in } => {
-                    warn!(%reason, ?retry_in, "the federator is lost");
-                    SessionInput::Disconnected(reason.to_string())
+                SessionEvent::Disconnected { reason, .. } => {
+                    SessionInput::Disconnected(loss.because(reason.to_string()))
                 }
             };
             if self.inputs.send(Input::Session(input)).await.is_err() {

@@ -101,11 +101,13 @@ impl Reconciler {
         let own = std::iter::once(self.facts.bundle.clone());
         let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster);
         let list = trust.deny_list();
+        // A cluster that is shut out itself goes on serving its own proxies.
+        let shut_out = list.clusters.iter().filter(|cluster| **cluster != self.facts.cluster);
         let domain = |cluster| self.facts.federation.trust_domain(cluster).parse::<TrustDomain>().ok();
         TrustEffect {
             bundles: own.chain(others.map(|(_, bundle)| bundle.clone())).collect(),
             denied: mesh_tls::DenyList {
-                trust_domains: list.clusters.iter().filter_map(domain).collect(),
+                trust_domains: shut_out.filter_map(domain).collect(),
                 ids: list.spiffe_ids.iter().filter_map(|id| id.parse::<SpiffeId>().ok()).collect(),
             },
         }

@@ -69,6 +69,7 @@ async fn bad_requests_get_one_clear_sentence() {
     let status = program.get("/v1/status").await;
     assert_eq!(status["joined"], false);
     assert_eq!(status["waitingFor"][0], "join");
+    assert_eq!(status["dns"], json!([program.dns.to_string()]));
     program.stop().await;
 }
 

@@ -1,0 +1,135 @@
+//! The gateway beside nginx, HAProxy and Envoy doing the same job, and beside two bare relays that read no name.
+//!
+//! ```text
+//!   load ──► proxy under test, one worker ──► backend
+//!    │             │ its own process clock       │
+//!    └── a genuine ClientHello, then one command and cheap bytes: the proxy is the bottleneck
+//! ```
+//!
+//! The proxies are visited in turn, each started afresh; every second round goes backwards. What is compared is the proxy's CPU
+//! time per unit of work, in medians over the rounds: rates move with the machine, this hardly.
+
+mod backend;
+mod bare;
+mod clock;
+mod hello;
+mod load;
+mod measure;
+mod peers;
+mod report;
+
+use std::{
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+
+use measure::Sizes;
+use peers::Peer;
+
+/// The server name that leads to the backend.
+pub(crate) const SERVER_NAME: &str = "outbound_.8080_._.bench.shop.svc.clusterset.local";
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// Rounds; the figures are medians over them.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Shorter phases, for trying the bench itself: its figures are not to be believed.
+    #[arg(long)]
+    quick: bool,
+    /// Only these, by name, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// The gateway's program; by default the one beside this program.
+    #[arg(long)]
+    gateway: Option<PathBuf>,
+    /// Where the table and the plot go.
+    #[arg(long, default_value = "target/bench-gateway")]
+    output: PathBuf,
+    /// Exit with 1 when a goal is missed.
+    #[arg(long, env = "STRICT", value_parser = clap::builder::FalseyValueParser::new(), default_value = "0", action = clap::ArgAction::Set)]
+    strict: bool,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Answers commands behind the proxies.
+    Backend { listen: SocketAddr },
+    /// A relay that splices everything to one target.
+    BareSplice { listen: SocketAddr, target: SocketAddr },
+    /// A relay that copies everything to one target.
+    BareTokio { listen: SocketAddr, target: SocketAddr },
+}
+
+/// The program.
+///
+/// # Errors
+/// A peer cannot be installed or started, or breaks a connection.
+pub fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    match arguments.role {
+        Some(Role::Backend { listen }) => threads()?.block_on(backend::serve(listen))?,
+        Some(Role::BareSplice { listen, target }) => one_thread()?.block_on(bare::splice_all(listen, target))?,
+        Some(Role::BareTokio { listen, target }) => one_thread()?.block_on(bare::copy_all(listen, target))?,
+        None => return bench(&arguments),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn threads() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+fn one_thread() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// An address of this run's own.
+fn own_address(port: u16) -> SocketAddr {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, 250, high, low), port))
+}
+
+fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let mut screen = std::io::stdout();
+    let directory = tempfile::Builder::new().prefix("isthmus-bench-gateway-").tempdir()?;
+    let setting = peers::Setting::prepare(directory.path(), arguments.gateway.clone(), own_address(1), own_address(2))?;
+    let sizes = if arguments.quick { Sizes::QUICK } else { Sizes::FULL };
+    let runtime = threads()?;
+    let _backend = setting.start_backend()?;
+    let chosen = |peer: &&Peer| arguments.only.is_empty() || arguments.only.iter().any(|name| name == peer.name());
+    let mut peers: Vec<Peer> = Peer::ALL.iter().filter(chosen).copied().collect();
+    peers.retain(|peer| match setting.available(*peer) {
+        Ok(()) => true,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{} is left out: {error:#}", peer.name());
+            false
+        }
+    });
+    let mut report = report::Report::default();
+    for round in 0..arguments.rounds {
+        let order: Vec<Peer> = if round % 2 == 0 { peers.clone() } else { peers.iter().rev().copied().collect() };
+        for peer in order {
+            let figures = runtime.block_on(measure::visit(&setting, peer, &sizes))?;
+            writeln!(screen, "round {} {}", round + 1, figures.line(peer))?;
+            report.add(peer, figures);
+        }
+    }
+    std::fs::create_dir_all(&arguments.output)?;
+    std::fs::write(arguments.output.join("gateway.md"), report.table())?;
+    std::fs::write(arguments.output.join("gateway.svg"), report.plot())?;
+    writeln!(screen, "\n{}", report.table())?;
+    let goals = report.goals();
+    for goal in &goals {
+        writeln!(screen, "{goal}")?;
+    }
+    let missed = goals.iter().any(|goal| !goal.met());
+    Ok(if arguments.strict && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,152 @@
+//! One visit: a proxy is started, put under each load in turn, and ended.
+
+use std::time::{Duration, Instant};
+
+use tokio::{net::TcpStream, task::JoinSet};
+
+use super::{
+    clock::Processes,
+    hello::Target,
+    load,
+    peers::{Peer, Setting},
+};
+
+/// How much of each load.
+pub(super) struct Sizes {
+    bulk_connections: usize,
+    bulk_bytes_each: u64,
+    phase: Duration,
+    rate: u32,
+    idle: usize,
+    idle_time: Duration,
+}
+
+/// Connections of the loads of small messages and of new connections.
+const CONCURRENCY: usize = 32;
+/// Idle connections that are opened at a time.
+const OPENING: usize = 50;
+
+impl Sizes {
+    pub(super) const FULL: Self = Self {
+        bulk_connections: 4,
+        bulk_bytes_each: 1 << 30,
+        phase: Duration::from_secs(4),
+        rate: 2000,
+        idle: 5000,
+        idle_time: Duration::from_secs(3),
+    };
+    pub(super) const QUICK: Self = Self {
+        bulk_connections: 4,
+        bulk_bytes_each: 1 << 28,
+        phase: Duration::from_secs(1),
+        rate: 2000,
+        idle: 1000,
+        idle_time: Duration::from_secs(1),
+    };
+}
+
+/// What a visit has shown. Without a proxy there is no CPU time and no memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Figures {
+    /// CPU-seconds per GB (10^9 bytes), and GB per second.
+    pub(super) bulk_cpu: f64,
+    pub(super) bulk_rate: f64,
+    /// CPU-microseconds per connection, and connections per second.
+    pub(super) connection_cpu: f64,
+    pub(super) connection_rate: f64,
+    /// CPU-microseconds per message, and messages per second, as fast as it goes.
+    pub(super) saturated_cpu: f64,
+    pub(super) saturated_rate: f64,
+    /// CPU-microseconds per message, and latencies in microseconds, at the fixed rate.
+    pub(super) paced_cpu: f64,
+    pub(super) paced_p50: f64,
+    pub(super) paced_p99: f64,
+    /// KiB of anonymous memory per idle connection, and CPU-milliseconds per second for all of them.
+    pub(super) idle_memory: f64,
+    pub(super) idle_cpu: f64,
+}
+
+/// Puts one proxy under all loads.
+pub(super) async fn visit(setting: &Setting, peer: Peer, sizes: &Sizes) -> anyhow::Result<Figures> {
+    let running = setting.start(peer)?;
+    let target = setting.target(peer);
+    // Once through everything, so that nothing is measured that happens once.
+    load::connections(&target, CONCURRENCY, sizes.phase / 8).await?;
+    let processes = running.as_ref().map_or_else(|| Processes::of(u32::MAX), |running| Processes::of(running.id()));
+    let mut figures = Figures::default();
+    // Before anything else grows the heap, which would hide what idle connections need.
+    idle(&target, &processes, sizes, &mut figures).await?;
+    load::bulk(&target, sizes.bulk_connections, sizes.bulk_bytes_each / 16).await?;
+    bulk(&target, &processes, sizes, &mut figures).await?;
+    connections(&target, &processes, sizes, &mut figures).await?;
+    messages(&target, &processes, sizes, &mut figures).await?;
+    Ok(figures)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+async fn bulk(target: &Target, processes: &Processes, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
+    let (cpu, began) = (processes.cpu(), Instant::now());
+    load::bulk(target, sizes.bulk_connections, sizes.bulk_bytes_each).await?;
+    let gigabytes = (sizes.bulk_bytes_each * sizes.bulk_connections as u64) as f64 / 1e9;
+    figures.bulk_rate = gigabytes / began.elapsed().as_secs_f64();
+    figures.bulk_cpu = (processes.cpu() - cpu).as_secs_f64() / gigabytes;
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+async fn connections(
+    target: &Target,
+    processes: &Processes,
+    sizes: &Sizes,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let (cpu, began) = (processes.cpu(), Instant::now());
+    let count = load::connections(target, CONCURRENCY, sizes.phase).await? as f64;
+    figures.connection_rate = count / began.elapsed().as_secs_f64();
+    figures.connection_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e6 / count;
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+async fn messages(target: &Target, processes: &Processes, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
+    let mut streams = Vec::new();
+    for _ in 0..CONCURRENCY {
+        streams.push(load::open_echo(target).await?);
+    }
+    let (cpu, began) = (processes.cpu(), Instant::now());
+    let count = load::saturate(&mut streams, sizes.phase).await? as f64;
+    figures.saturated_rate = count / began.elapsed().as_secs_f64();
+    figures.saturated_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e6 / count;
+
+    let cpu = processes.cpu();
+    let latencies = load::at_rate(&mut streams, sizes.rate, sizes.phase).await?;
+    figures.paced_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e6 / latencies.len() as f64;
+    let at = |percent: usize| latencies[latencies.len() * percent / 100].as_secs_f64() * 1e6;
+    (figures.paced_p50, figures.paced_p99) = (at(50), at(99));
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+async fn idle(target: &Target, processes: &Processes, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
+    let before = processes.anonymous();
+    let mut streams: Vec<TcpStream> = Vec::with_capacity(sizes.idle);
+    while streams.len() < sizes.idle {
+        let mut opening = JoinSet::new();
+        for _ in 0..OPENING {
+            let target = target.clone();
+            opening.spawn(async move { load::open_echo(&target).await });
+        }
+        while let Some(opened) = opening.join_next().await {
+            streams.push(opened??);
+        }
+    }
+    let grown = processes.anonymous().saturating_sub(before);
+    figures.idle_memory = grown as f64 / 1024.0 / streams.len() as f64;
+    let cpu = processes.cpu();
+    tokio::time::sleep(sizes.idle_time).await;
+    figures.idle_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e3 / sizes.idle_time.as_secs_f64();
+    drop(streams);
+    // Until their ends are dealt with, which is not the next load's.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! The service over real TLS, with the clients that the federation's programs use, on the embedded store.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bundles;
+mod cluster;
+mod joining;
+mod keeping;
+mod making;
+mod plane;
+mod process;
+mod renewing;
+mod watching;
