@@ -2,7 +2,7 @@
 /// Who answered, and whom it saw calling.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Served {
-    /// "<cluster>/<pod>"
+    /// `<cluster>/<pod>`
     #[prost(string, tag = "1")]
     pub instance: ::prost::alloc::string::String,
     /// The caller's SPIFFE ID from x-forwarded-client-cert; empty without a mesh.
