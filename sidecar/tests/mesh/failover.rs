@@ -79,7 +79,7 @@ async fn two_at_home() -> (Cluster, Vec<Application>, Vec<Pod>, Pod) {
 }
 
 #[tokio::test]
-async fn an_application_that_is_killed_costs_no_request() {
+async fn an_application_that_is_killed_costs_at_most_the_post_it_was_at() {
     let (_east, mut applications, _pods, client) = two_at_home().await;
     let load = Load::start(client.proxy());
     let counts: Vec<_> = applications.iter().map(|application| Arc::clone(&application.requests)).collect();
@@ -92,7 +92,7 @@ async fn an_application_that_is_killed_costs_no_request() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_is_killed_costs_no_request() {
+async fn a_sidecar_that_is_killed_costs_at_most_the_post_it_was_at() {
     let (_east, applications, mut pods, client) = two_at_home().await;
     let load = Load::start(client.proxy());
     eventually("both are used", || applications.iter().all(|application| application.requests() > 10)).await;
