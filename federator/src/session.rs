@@ -26,7 +26,7 @@ use crate::liveness::{Alive, Liveness, Table};
 use crate::members::Members;
 use crate::publish::{Epoch, Publisher};
 
-/// Responses that may wait for a slow receiver; each holds at most [`BATCH`] records.
+/// Responses that may wait for a slow receiver; each holds at most 200 records.
 pub const RESPONSES: usize = 4;
 /// Records in one message.
 const BATCH: usize = 200;
