@@ -21,6 +21,7 @@ pub mod process;
 pub mod shop_federation;
 pub mod wait;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ pub struct ClusterDescription {
     pub gateways: u8,
     /// What runs in it.
     pub services: Vec<ServiceDescription>,
+    /// Where its programs send spans (OTLP over gRPC), if anywhere.
+    pub collector: Option<SocketAddr>,
 }
 
 /// A running lab. Dropping it kills every process.

@@ -197,8 +197,8 @@ daemon off; worker_processes 1; worker_rlimit_nofile 20000;
 pid {directory}/nginx.pid; error_log {directory}/nginx.log crit;
 events {{ worker_connections 15000; }}
 stream {{
-  map $ssl_preread_server_name $chosen {{ {SERVER_NAME} backend; }}
   map_hash_bucket_size 128;
+  map $ssl_preread_server_name $chosen {{ {SERVER_NAME} backend; }}
   upstream backend {{ server {backend}; }}
   server {{ listen {listen} reuseport backlog=4096; ssl_preread on; tcp_nodelay on; access_log off; proxy_pass $chosen; }}
 }}

@@ -16,7 +16,7 @@ use super::table;
 use crate::client;
 use crate::lab::binaries::Binaries;
 use crate::lab::shop_federation::shop_federation;
-use crate::lab::{Lab, NAMESPACE, READY, wait};
+use crate::lab::{ClusterDescription, Lab, NAMESPACE, READY, wait};
 use crate::load::Load;
 use crate::shop::proxy::Others;
 use crate::shop::v1::GetCartRequest;
@@ -30,7 +30,7 @@ const LONGEST_MOVE: std::time::Duration = std::time::Duration::from_secs(3);
 /// # Errors
 /// Something was not as expected; the error says what.
 pub async fn tell(screen: &mut Screen, directory: &Path) -> anyhow::Result<Lab> {
-    let mut lab = bring_up(screen, directory).await?;
+    let mut lab = bring_up(screen, directory, shop_federation()).await?;
     export(screen, &mut lab).await?;
     names(screen, &mut lab).await?;
     calls(screen, &mut lab).await?;
@@ -50,12 +50,12 @@ pub async fn tell(screen: &mut Screen, directory: &Path) -> anyhow::Result<Lab> 
 ///
 /// # Errors
 /// A process does not start or a join is refused.
-pub async fn bring_up(screen: &mut Screen, directory: &Path) -> anyhow::Result<Lab> {
+pub async fn bring_up(screen: &mut Screen, directory: &Path, clusters: Vec<ClusterDescription>) -> anyhow::Result<Lab> {
     screen.chapter("a federation, and three clusters that join it");
     screen.command("trust-bundle init --federation mesh.example …");
     let mut lab = Lab::start(directory, Binaries::build()?).await?;
     screen.command("isthmus token create --cluster east --namespace shop --address-range 127.…/16 | isthmus join -");
-    lab.add(shop_federation()).await?;
+    lab.add(clusters).await?;
     let processes: usize = lab.clusters.iter_mut().map(|cluster| cluster.processes().count()).sum();
     screen.good(&format!("{} processes in 3 clusters are ready, every cluster with its own root", processes + 2));
     Ok(lab)

@@ -320,7 +320,7 @@ impl Cluster {
         let config = format!(
             "{runtime}name: {name}\nlisten: [\"{address}:15443\"]\nadvertise: {{address: {address}}}\n\
              locality: {{region: {region}, zone: {zone}}}\n{discovery}stateDirectory: {state}\n",
-            runtime = runtime(address),
+            runtime = runtime(address, self.description.collector),
             discovery = self.discovery("isthmus-system", "east-west-gateway"),
             state = self.directory.join("state").join(&name).display(),
         );
@@ -333,7 +333,7 @@ impl Cluster {
         let config = format!(
             "{runtime}workload: {{name: {pod}, addresses: [{address}]}}\n{discovery}\
              listeners: {{outbound: [\"{address}:15001\"], inbound: [\"{address}:15008\"]}}\nstateDirectory: {state}\n",
-            runtime = runtime(address),
+            runtime = runtime(address, self.description.collector),
             pod = pod.name,
             discovery = self.discovery(NAMESPACE, &pod.service_account),
             state = self.directory.join("state").join(&name).display(),
@@ -384,9 +384,13 @@ impl Cluster {
     }
 }
 
-fn runtime(address: impl Into<IpAddr>) -> String {
+fn runtime(address: impl Into<IpAddr>, collector: Option<SocketAddr>) -> String {
     let address = address.into();
-    format!("runtime: {{admin: \"{address}:15020\", health: \"{address}:15021\", log: {{format: text}}}}\n")
+    let plumbing = format!("admin: \"{address}:15020\", health: \"{address}:15021\", log: {{format: text}}");
+    match collector {
+        Some(collector) => format!("runtime: {{{plumbing}, otlp: {{endpoint: \"http://{collector}\"}}}}\n"),
+        None => format!("runtime: {{{plumbing}}}\n"),
+    }
 }
 
 fn control_plane_config(description: &ClusterDescription, block: Block, directory: &Path) -> String {
@@ -395,7 +399,7 @@ fn control_plane_config(description: &ClusterDescription, block: Block, director
         "{runtime}cluster: {cluster}\nfederation: {DOMAIN}\nstateDirectory: {state}\nmanifestsDirectory: {manifests}\n\
          importsDirectory: {imports}\nadminSocket: {socket}\ndiscovery: {{listen: \"{address}:15010\"}}\n\
          dns: {{listen: [\"{dns}:15053\"]}}\nprobes: {{interval: 2s, timeout: 1s}}\n",
-        runtime = runtime(block.address(0, 2)),
+        runtime = runtime(block.address(0, 2), description.collector),
         cluster = description.name,
         state = state.display(),
         manifests = directory.join("manifests").display(),

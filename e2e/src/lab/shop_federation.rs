@@ -23,7 +23,14 @@ fn cart() -> ServiceDescription {
 /// asks north for its store.
 #[must_use]
 pub fn shop_federation() -> Vec<ClusterDescription> {
-    let cluster = |name, region, zone, services| ClusterDescription { name, region, zone, gateways: 2, services };
+    let cluster = |name, region, zone, services| ClusterDescription {
+        name,
+        region,
+        zone,
+        gateways: 2,
+        services,
+        collector: None,
+    };
     vec![
         cluster("east", "eu", "eu-a", vec![frontend(), ServiceDescription { replicas: 2, ..catalog() }]),
         cluster("west", "eu", "eu-b", vec![frontend(), catalog(), cart()]),

@@ -5,6 +5,7 @@ use e2e::demo::screen::Screen;
 use e2e::demo::story;
 use e2e::demo::table::Row;
 use e2e::lab::binaries::Binaries;
+use e2e::lab::shop_federation::shop_federation;
 use e2e::lab::{ClusterDescription, Lab, NAMESPACE};
 use e2e::load::Load;
 use tempfile::TempDir;
@@ -18,8 +19,13 @@ pub(crate) struct Stage {
 impl Stage {
     /// The shop's federation, everything exported and imported.
     pub(crate) async fn set() -> Self {
+        Self::set_with(shop_federation()).await
+    }
+
+    /// The shop's services in clusters of the caller's making.
+    pub(crate) async fn set_with(clusters: Vec<ClusterDescription>) -> Self {
         let (mut screen, directory) = (Screen::silent(), tempfile::tempdir().unwrap());
-        let mut lab = story::bring_up(&mut screen, directory.path()).await.unwrap();
+        let mut lab = story::bring_up(&mut screen, directory.path(), clusters).await.unwrap();
         story::export(&mut screen, &mut lab).await.unwrap();
         Self { lab, screen, directory }
     }
@@ -46,7 +52,7 @@ impl Stage {
 
 /// A cluster of a control-plane only.
 pub(crate) fn small(name: &'static str) -> ClusterDescription {
-    ClusterDescription { name, region: "eu", zone: "eu-a", gateways: 0, services: Vec::new() }
+    ClusterDescription { name, region: "eu", zone: "eu-a", gateways: 0, services: Vec::new(), collector: None }
 }
 
 /// No request failed, in any of the faults.
