@@ -86,18 +86,19 @@ impl<S: Store> Membership<S> {
         let (token_key, member_key) =
             (layout::token(&hex(verified.token().as_bytes())), layout::member(cluster.as_str()));
         loop {
-            let (used, current, denied) =
-                try_join!(self.store.get(&token_key), self.store.get(&member_key), self.store.get(layout::QUARANTINE))?;
+            let (stored, denied) = try_join!(self.store.get(&member_key), self.store.get(layout::QUARANTINE))?;
             check_membership(self.deny_list(denied.as_ref()).as_ref(), cluster, verified.generation())?;
-            if used.is_some() {
+            let current = self.member(cluster, stored.as_ref());
+            // Looked up last: whoever sees the membership that the token made also sees that it was used.
+            if self.store.get(&token_key).await?.is_some() {
                 return Err(Refused::TokenUsed(cluster.clone()));
             }
-            if let Some(current) = self.member(cluster, current.as_ref()) {
+            if let Some(current) = current {
                 check_generation(verified, &current)?;
             }
             let transaction = Transaction::new()
                 .expecting_absent(&token_key)
-                .expecting(&member_key, revision(current.as_ref()))
+                .expecting(&member_key, revision(stored.as_ref()))
                 .expecting(layout::QUARANTINE, revision(denied.as_ref()))
                 .put(&token_key, cluster.as_str().as_bytes().to_vec())
                 .put(&member_key, member.clone())

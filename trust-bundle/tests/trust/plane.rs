@@ -257,6 +257,18 @@ impl Watcher {
         }
     }
 
+    /// The first update after the watch was lost, however often it takes.
+    pub(crate) async fn update_again(&mut self) -> WatchResponse {
+        let updated = async {
+            loop {
+                if let TrustEvent::Update(update) = self.events.recv().await.unwrap() {
+                    return update;
+                }
+            }
+        };
+        within("an update", updated).await
+    }
+
     /// Why the watch ended. Updates before that are passed over.
     pub(crate) async fn end(&mut self) -> Disconnect {
         loop {

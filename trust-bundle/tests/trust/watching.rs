@@ -116,7 +116,7 @@ async fn a_quarantine_ends_the_open_watches_of_whom_it_names() {
     plane.store_deny_list(2, &[Shut::Generation("west", u64::MAX)]).await;
     assert_ended(&of_west.end().await, Code::PermissionDenied, "evicted");
     // Released by the operator's word, east comes back by itself.
-    let released = of_east.update().await;
+    let released = of_east.update_again().await;
     assert_eq!(released.deny_list.unwrap(), plane_list(&plane).await);
 }
 
