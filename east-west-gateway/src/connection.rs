@@ -42,37 +42,47 @@ impl DataPath {
     ///
     /// `pending` counts for its source until the hello is there; a load balancer has first to say which source that is.
     pub(crate) async fn serve(&self, mut client: TcpStream, pending: Option<Pending>, mut record: Record) {
+        // On the heap, and gone before the relay begins: what it takes is not kept for the connection's life.
+        let Some(mut endpoint) = Box::pin(self.establish(&mut client, pending, &mut record)).await else { return };
+        relay_observed(&mut client, &mut endpoint, &self.relaying, &mut record).await;
+        record.reason = Some(CloseReason::Relayed(record.relayed.end));
+    }
+
+    /// Reads what comes before the relay, up to an endpoint that has got the hello; whom that leads nowhere is told so.
+    async fn establish(
+        &self,
+        client: &mut TcpStream,
+        pending: Option<Pending>,
+        record: &mut Record,
+    ) -> Option<TcpStream> {
         let pending = match pending {
             Some(pending) => pending,
-            None => match self.identify(&mut client, &mut record).await {
+            None => match self.identify(client, record).await {
                 Ok(pending) => pending,
                 Err(reason) => {
                     record.reason = Some(reason);
-                    return;
+                    return None;
                 }
             },
         };
-        let (hello, bytes) = match read_client_hello(&mut client, &self.hello_limits).await {
+        let (hello, bytes) = match read_client_hello(client, &self.hello_limits).await {
             Ok(read) => read,
             Err(error) => {
                 debug!(src.addr = %record.source, error = &error as &dyn std::error::Error, "no hello");
-                let reason = CloseReason::of_hello(&error);
                 // The source keeps its place in the count until its connection is gone.
-                return record.refuse(&mut client, reason, error.alert()).await;
+                record.refuse(client, CloseReason::of_hello(&error), error.alert()).await;
+                return None;
             }
         };
         drop(pending);
         self.metrics.hello_time.observe(record.started.elapsed());
-        let mut endpoint = match self.connect(&hello, &bytes, &mut record).await {
-            Ok(endpoint) => endpoint,
+        match self.connect(&hello, &bytes, record).await {
+            Ok(endpoint) => Some(endpoint),
             Err(refusal) => {
-                return record.refuse(&mut client, CloseReason::Refused(refusal), Some(refusal.alert())).await;
+                record.refuse(client, CloseReason::Refused(refusal), Some(refusal.alert())).await;
+                None
             }
-        };
-        // Some hundred bytes up to the limit, which an idle connection need not keep.
-        drop((hello, bytes));
-        relay_observed(&mut client, &mut endpoint, &self.relaying, &mut record).await;
-        record.reason = Some(CloseReason::Relayed(record.relayed.end));
+        }
     }
 
     /// Reads what a load balancer says of the client, who counts from now on as the source.

@@ -29,6 +29,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use crate::{SocketOptions, configure};
 use direction::{Copied, Direction, Fault, Way};
 use tcp::TcpDirection;
 
@@ -42,13 +43,19 @@ pub struct RelayOptions {
     /// How many pipes of 1 MiB the process may have for bulk between TCP streams; each takes two descriptors. A connection has one only
     /// while bytes are in it: fast ones share a few, and slow ones beyond the limit get buffers. 0: bulk is copied too.
     pub max_pipes: usize,
+    /// Options for `b`, the stream that the caller has opened, once the relay has lasted [`SETTLED`]: of keepalive and time-outs, which
+    /// take longer anyway, a short connection need not pay the system calls. Between TCP streams only.
+    pub settle_b: Option<SocketOptions>,
 }
+
+/// When a relay is no short one any more.
+pub const SETTLED: Duration = Duration::from_secs(5);
 
 impl Default for RelayOptions {
     /// A second: several round trips between continents. 64 pipes: what the kernel lets an unprivileged user have
     /// (`fs.pipe-user-pages-soft`).
     fn default() -> Self {
-        Self { reset_delay: Duration::from_secs(1), max_pipes: 64 }
+        Self { reset_delay: Duration::from_secs(1), max_pipes: 64, settle_b: None }
     }
 }
 
@@ -193,7 +200,20 @@ pub async fn relay(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions)
 /// Bulk goes through pipes (`splice`), everything else through buffers: see [`RelayOptions::max_pipes`].
 pub async fn relay_observed<R: Record>(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions, record: &mut R) {
     let ways = (TcpDirection::new(options.max_pipes), TcpDirection::new(options.max_pipes));
-    run(a, b, ways, options, record).await;
+    match options.settle_b {
+        None => run(a, b, ways, options, record, |_, _| {}).await,
+        Some(socket_options) => {
+            let mut settled = pin!(Some(tokio::time::sleep(SETTLED)));
+            let settle = |context: &mut Context<'_>, b: &mut TcpStream| {
+                if settled.as_mut().as_pin_mut().is_some_and(|time| time.poll(context).is_ready()) {
+                    settled.set(None);
+                    // A socket that takes no option any more is about to end.
+                    let _ = configure(b, &socket_options);
+                }
+            };
+            run(a, b, ways, options, record, settle).await;
+        }
+    }
     let reset = match record.relayed().end.to_reset() {
         Some(Side::A) => reset_on_close(a),
         Some(Side::B) => reset_on_close(b),
@@ -211,18 +231,29 @@ where
     B: AsyncRead + AsyncWrite + Unpin + ?Sized,
     R: Record,
 {
-    run(a, b, (Direction::default(), Direction::default()), options, record).await;
+    run(a, b, (Direction::default(), Direction::default()), options, record, |_, _| {}).await;
 }
 
-async fn run<A, B, D, R>(a: &mut A, b: &mut B, ways: (D, D), options: &RelayOptions, record: &mut R)
-where
+/// `at_wake` is called whenever the relay is woken.
+async fn run<A, B, D, R>(
+    a: &mut A,
+    b: &mut B,
+    ways: (D, D),
+    options: &RelayOptions,
+    record: &mut R,
+    mut at_wake: impl FnMut(&mut Context<'_>, &mut B),
+) where
     A: AsyncRead + Unpin + ?Sized,
     B: AsyncRead + Unpin + ?Sized,
     D: Copied + Way<A, B> + Way<B, A>,
     R: Record,
 {
     let mut copying = Copying { started: Instant::now(), a_to_b: ways.0, b_to_a: ways.1 };
-    let end = poll_fn(|context| copying.poll(context, a, b, record)).await;
+    let end = poll_fn(|context| {
+        at_wake(context, b);
+        copying.poll(context, a, b, record)
+    })
+    .await;
     if let RelayEnd::Reset(by) = end {
         let (forwards, backwards) = match by {
             Side::A => (&mut copying.a_to_b, &mut copying.b_to_a),

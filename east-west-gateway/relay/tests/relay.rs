@@ -18,7 +18,7 @@ use tokio::{
 
 /// More than any of these takes, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
-const OPTIONS: RelayOptions = RelayOptions { reset_delay: Duration::from_millis(300), max_pipes: 64 };
+const OPTIONS: RelayOptions = RelayOptions { reset_delay: Duration::from_millis(300), max_pipes: 64, settle_b: None };
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

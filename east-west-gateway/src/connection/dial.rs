@@ -1,8 +1,11 @@
 //! Reaching an endpoint, or another one, within the budget.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use relay::configure;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SendFlags, SocketFlags, SocketType, connect, send, socket_with, sockopt::set_tcp_nodelay},
+};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
@@ -19,6 +22,27 @@ use crate::{
 /// The generator may not live across a wait, since it belongs to the thread.
 fn next<'a>(candidates: &mut Candidates<'a>) -> Option<&'a Arc<Endpoint>> {
     candidates.next(std::time::Instant::now(), &mut rand::rng())
+}
+
+/// A connection on which the bytes are under way. Keepalive and time-outs are set when it has lasted: see [`relay::SETTLED`].
+async fn connect_and_send(address: SocketAddr, bytes: &[u8]) -> io::Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    set_tcp_nodelay(&socket, true)?;
+    match connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // An endpoint on the same node has answered by now: then nothing has to be waited for, and nobody asked how it went.
+    let sent = match send(&socket, bytes, SendFlags::NOSIGNAL) {
+        Ok(sent) => sent,
+        Err(Errno::AGAIN) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let mut stream = TcpStream::from_std(socket.into())?;
+    // The first write of all tells, instead of `SO_ERROR`, if the connection failed.
+    stream.write_all(&bytes[sent..]).await?;
+    Ok(stream)
 }
 
 impl DataPath {
@@ -38,7 +62,7 @@ impl DataPath {
             let left = deadline.saturating_duration_since(Instant::now());
             // The last one may take all that is left.
             let patience = if candidates.is_empty() { left } else { left.min(self.connect.attempt) };
-            match self.attempt(endpoint, hello, patience).await {
+            match Self::attempt(endpoint, hello, patience).await {
                 Ok(stream) => {
                     endpoint.reached();
                     return Ok((stream, engaged));
@@ -52,14 +76,10 @@ impl DataPath {
         Err(Refusal::Unreachable)
     }
 
-    async fn attempt(&self, endpoint: &Endpoint, hello: &[u8], patience: Duration) -> io::Result<TcpStream> {
-        let attempt = async {
-            let mut stream = TcpStream::connect(endpoint.address).await?;
-            configure(&stream, &self.sockets)?;
-            stream.write_all(hello).await?;
-            Ok(stream)
-        };
-        timeout(patience, attempt).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    async fn attempt(endpoint: &Endpoint, hello: &[u8], patience: Duration) -> io::Result<TcpStream> {
+        timeout(patience, connect_and_send(endpoint.address, hello))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     fn note_failure(&self, endpoint: &Endpoint, error: &io::Error) {

@@ -60,7 +60,7 @@ impl Record {
     }
 
     /// Ends a connection that goes nowhere: with an alert, if the client can read one.
-    pub(crate) async fn refuse(mut self, client: &mut TcpStream, reason: CloseReason, alert: Option<[u8; 7]>) {
+    pub(crate) async fn refuse(&mut self, client: &mut TcpStream, reason: CloseReason, alert: Option<[u8; 7]>) {
         self.reason = Some(reason);
         if let Some(alert) = alert {
             // A client that is gone has no use for it.
