@@ -15,6 +15,7 @@
 //! - These checks come on top of RFC 5280 path building (`mesh-tls` does that, with webpki), and never replace it: a
 //!   general web verifier accepts leaves that SPIFFE forbids.
 //! - What a receiver holds ([BundleSet]) never goes back, and no key is a root of two trust domains.
+//! - A bundle is fetched ([federation]) over https only, from the server that was configured, within bounds of size and time.
 //! - A key is replaced in phases ([Rotation]): known by all before it signs, gone only after what it signed.
 //! - A bundle without `keys` is an error (keep the last good one); a bundle with `"keys": []` is valid and rejects every
 //!   SVID of its trust domain.
@@ -23,6 +24,7 @@ mod authority;
 mod bundle;
 mod bundle_set;
 mod certificate;
+pub mod federation;
 mod id;
 mod leaf;
 pub mod pem;

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Sections with the cases that must not be missing.
-const REQUIRED: [(&str, &[&str]); 3] = [
+const REQUIRED: [(&str, &[&str]); 5] = [
     (
         "Certificates",
         &[
@@ -53,6 +53,21 @@ const REQUIRED: [(&str, &[&str]); 3] = [
             "one key in two trust domains",
             "hint 0, negative, 10^12",
             "a 10 MB body",
+            "a slow body",
+            "a compression bomb",
+            "a redirect to plain http",
+            "a redirect to another identity",
+            "the wrong endpoint identity",
+            "a bundle without a valid publish-key signature",
+        ],
+    ),
+    ("Captured hub", &["an invented member", "a changed record", "an old envelope replayed", "a withheld withdrawal"]),
+    (
+        "Captured member",
+        &[
+            "an export outside its delegated namespaces",
+            "an absurd claim in an export",
+            "addresses outside its delegation",
         ],
     ),
     (

@@ -5,6 +5,7 @@ mod authorities;
 mod bundle_sets;
 mod bundles;
 mod certificates;
+mod federations;
 mod ids;
 mod leaves;
 mod rotations;
