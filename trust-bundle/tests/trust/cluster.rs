@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use federation::RecordKey;
+use federation::{ClusterName, RecordKey};
 use federation_api::payload::Payload;
 use federation_api::record::v1::{Member, Signed};
 use federation_api::signing::{PublishKey, Speaker};
@@ -65,6 +65,10 @@ impl Cluster {
             speaker: attempt.speaker,
             root: attempt.root,
         }
+    }
+
+    pub(crate) fn name(&self) -> ClusterName {
+        self.speaker.cluster.clone()
     }
 
     pub(crate) fn id(&self) -> SpiffeId {

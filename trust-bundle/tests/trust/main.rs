@@ -8,5 +8,6 @@ mod keeping;
 mod making;
 mod plane;
 mod process;
+mod racing;
 mod renewing;
 mod watching;
