@@ -3,6 +3,7 @@
 
 mod intermediates;
 mod issuing;
+mod load;
 mod roots;
 mod sealing;
 
