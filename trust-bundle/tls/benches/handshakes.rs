@@ -23,7 +23,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 
 /// What the hybrid handshake may cost both ends together.
-const GOAL: Duration = Duration::from_micros(1200);
+const GOAL: Duration = Duration::from_micros(900);
 
 const HOUR: Duration = Duration::from_secs(3600);
 
