@@ -145,10 +145,21 @@ impl Disk {
     /// Makes the next root, certificate and key in one file so that there is never half of it.
     pub(crate) fn prepare_root(&self, now: SystemTime) -> Result<CertificateDer<'static>, OpenError> {
         let path = self.files.next_root();
+        let present = read_if_there(&self.files.key).map_err(|source| failed(&self.files.key, source))?;
+        if self.seal.is_none() && present.is_some_and(|text| is_sealed(&text)) {
+            // Its successor must not lie open where this one does not.
+            return Err(OpenError::Sealed(self.files.key.clone()));
+        }
         let (root, key) = self.generate_root(now)?;
         let text = pem::certificates_to_pem([&root]) + &self.sealed(&path, key.serialize_pem())?;
         write_secret(&path, &text).map_err(|source| failed(&path, source))?;
         Ok(root)
+    }
+
+    /// Destroys the next root.
+    pub(crate) fn discard_next_root(&self) -> Result<(), OpenError> {
+        let path = self.files.next_root();
+        remove(&path).map_err(|source| failed(&path, source))
     }
 
     /// Puts the next root in the place of the present one, whose key is destroyed. The certificate's replacement decides:

@@ -41,6 +41,9 @@ pub enum RotateError {
     /// Another rotation is under way.
     #[error("a rotation is under way already")]
     UnderWay,
+    /// The next root signs already, and cannot be given up.
+    #[error("the next root signs already")]
+    TooLate,
     /// A root cannot be made, activated or retired.
     #[error(transparent)]
     Root(#[from] RootError),
@@ -66,8 +69,9 @@ impl RootRotation {
     /// Begins to replace the authority's root.
     ///
     /// # Errors
-    /// When a rotation is under way, or the disk cannot be written.
+    /// When a rotation is under way, the operator brought the authority, or the disk cannot be written.
     pub fn begin(authority: Arc<Authority>, pace: Pace) -> Result<Self, RotateError> {
+        authority.check_replaceable()?;
         let path = authority.files().rotation();
         if read_if_there(&path).map_err(|source| failed(&path, source))?.is_some() {
             return Err(RotateError::UnderWay);
@@ -90,6 +94,18 @@ impl RootRotation {
         };
         rotation.resume(now);
         Ok(Some(Self { authority, rotation, path }))
+    }
+
+    /// Gives the rotation up, as long as the next root has signed nothing: publish [`Authority::roots`] then.
+    ///
+    /// # Errors
+    /// When it is too late for that, or the disk cannot be written. [`resume`](Self::resume) brings the rotation back then.
+    pub fn cancel(self) -> Result<(), RotateError> {
+        if !matches!(self.phase(), Phase::Publish | Phase::Spread { .. }) {
+            return Err(RotateError::TooLate);
+        }
+        self.authority.discard_next_root()?;
+        remove(&self.path).map_err(|source| failed(&self.path, source))
     }
 
     /// How far it has come.

@@ -38,6 +38,33 @@ impl Authority {
         roots
     }
 
+    /// Whether this authority makes its own roots, and none is on its way in or out.
+    ///
+    /// # Errors
+    /// Why its root cannot be replaced now.
+    pub fn check_replaceable(&self) -> Result<(), RootError> {
+        let state = self.state();
+        match (&state.signing, &state.old_root) {
+            (Signing::Itself(_), _) => Err(RootError::Brought),
+            (_, Some(_)) => Err(RootError::NotRetired),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the next root up, before it has signed anything.
+    ///
+    /// # Errors
+    /// When the disk cannot be written.
+    pub fn discard_next_root(&self) -> Result<(), RootError> {
+        let mut state = self.state();
+        // One that was activated halfway is the present one already.
+        if state.next_root.is_some() && state.next_root.as_ref() != Some(&state.root) {
+            self.disk.discard_next_root()?;
+            state.next_root = None;
+        }
+        Ok(())
+    }
+
     /// Makes the next root, to be published beside the present one, which signs on.
     ///
     /// # Errors

@@ -68,6 +68,8 @@ fn a_root_is_not_replaced_out_of_turn() {
     let brought = open(&[&corporate.intermediate, &corporate.root], &corporate.key).unwrap();
     assert!(matches!(brought.prepare_root(now()), Err(RootError::Brought)));
     assert_eq!(brought.roots(), [corporate.root]);
+    let refused = RootRotation::begin(Arc::new(brought), PACE);
+    assert!(matches!(refused, Err(RotateError::Root(RootError::Brought))), "and nothing is left under way");
 }
 
 #[test]
@@ -210,6 +212,25 @@ fn a_rotation_says_on_whom_it_waits_and_hurries_when_told() {
     assert_eq!(world.go_on(now() + 201 * SECOND), None);
     assert_eq!(world.published, world.authority.roots());
     assert_eq!(world.published.len(), 1);
+}
+
+#[test]
+fn a_rotation_is_given_up_before_the_next_root_signs_and_not_after() {
+    let mut world = Rotating::new();
+    let old = world.authority.root();
+    assert!(world.go_on(now()).is_some());
+    assert_eq!(world.authority.roots().len(), 2);
+    world.rotation.cancel().unwrap();
+    assert_eq!(world.authority.roots(), [old]);
+    assert_eq!(reopened(world.directory.path()).roots(), world.authority.roots());
+    world.rotation = RootRotation::begin(world.authority.clone(), PACE).unwrap();
+    world.rotation.update(|rotation| rotation.connected("west")).unwrap();
+    assert!(world.go_on(now()).is_some());
+    assert!(world.go_on(now() + 180 * SECOND).is_some());
+    assert!(matches!(world.rotation.phase(), Phase::Drain { .. }));
+    assert!(matches!(world.rotation.cancel(), Err(RotateError::TooLate)));
+    let again = RootRotation::resume(world.authority, now()).unwrap().unwrap();
+    assert!(matches!(again.phase(), Phase::Drain { .. }), "it goes on");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use svid_issuer::{Authority, AuthorityFiles, OpenError, SealError, SealingKey};
+use svid_issuer::{Authority, AuthorityFiles, OpenError, RootError, SealError, SealingKey};
 use tempfile::TempDir;
 
 use crate::{DAY, authority, east, issue, judged, now};
@@ -45,6 +45,8 @@ fn without_the_sealing_key_the_intermediate_signs_on() {
     let without = Authority::open_files(&files, &east()).unwrap();
     assert_eq!(issue(&without, now()).chain[1], svid.chain[1]);
     assert!(matches!(without.maintain(now() + 4 * DAY), Err(OpenError::Sealed(_))));
+    let next = without.prepare_root(now());
+    assert!(matches!(next, Err(RootError::Files(OpenError::Sealed(_)))), "the next key would lie open");
     assert!(authority.maintain(now() + 4 * DAY).is_ok());
 }
 
