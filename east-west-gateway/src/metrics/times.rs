@@ -40,9 +40,9 @@ impl Times {
 
 impl EncodeMetric for Times {
     fn encode(&self, mut encoder: MetricEncoder) -> std::fmt::Result {
-        let mut buckets = [(f64::MAX, 0); BUCKETS];
+        let mut buckets = [(f64::INFINITY, 0); BUCKETS];
         for (place, bucket) in self.0.buckets.iter().enumerate() {
-            let bound = if place == BUCKETS - 1 { f64::MAX } else { (FIRST * (1 << place)).as_secs_f64() };
+            let bound = if place == BUCKETS - 1 { f64::INFINITY } else { (FIRST * (1 << place)).as_secs_f64() };
             buckets[place] = (bound, bucket.load(Relaxed));
         }
         let sum = Duration::from_nanos(self.0.nanoseconds.load(Relaxed)).as_secs_f64();

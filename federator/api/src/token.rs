@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use federation::delegation::NamespaceSet;
@@ -20,6 +21,8 @@ use crate::verify::{MemberError, VerifiedDelegation, verify_delegation};
 pub const PREFIX: &str = "isthmus-join-";
 /// A longer text is no token.
 pub const MAX_TOKEN_BYTES: usize = 64 * 1024;
+/// How many bytes of its digest follow the message.
+const CHECKSUM_BYTES: usize = 8;
 /// How long a token can be used unless said otherwise.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
@@ -44,6 +47,9 @@ pub enum TokenError {
     /// Nothing to talk to.
     #[error("the join token has no {0}")]
     Missing(&'static str),
+    /// An address that is none.
+    #[error("the join token's address {0:?} is not of the form host:port")]
+    Address(String),
 }
 
 /// What an operator delegates.
@@ -129,6 +135,10 @@ impl JoinToken {
         }
         if message.federator_addresses.is_empty() {
             return Err(TokenError::Missing("federator address"));
+        }
+        let mut addresses = message.trust_bundle_addresses.iter().chain(&message.federator_addresses);
+        if let Some(wrong) = addresses.find(|address| !is_host_and_port(address)) {
+            return Err(TokenError::Address(wrong.clone()));
         }
         Ok(Self { message, delegation, key, root })
     }
@@ -223,7 +233,9 @@ pub fn rotate(
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(self.message.encode_to_vec()))
+        let mut bytes = self.message.encode_to_vec();
+        bytes.extend(checksum(&bytes));
+        write!(formatter, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 }
 
@@ -247,6 +259,23 @@ impl FromStr for JoinToken {
             return Err(TokenError::Damaged);
         }
         let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| TokenError::Damaged)?;
-        Self::parse(wire::JoinToken::decode(bytes.as_slice()).map_err(|_| TokenError::Damaged)?)
+        let (message, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(TokenError::Damaged)?;
+        if checksum(message) != *sum {
+            return Err(TokenError::Damaged);
+        }
+        Self::parse(wire::JoinToken::decode(message).map_err(|_| TokenError::Damaged)?)
     }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let named = |host: &str| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic());
+    text.rsplit_once(':').is_some_and(|(host, port)| named(host) && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+/// The first bytes of the message's SHA-256. It guards against slips of the hand, so that a damaged token is refused
+/// before it is used up: the signature covers the delegation alone, not the addresses and pins beside it.
+fn checksum(message: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut sum = [0; CHECKSUM_BYTES];
+    sum.copy_from_slice(&digest(&SHA256, message).as_ref()[..CHECKSUM_BYTES]);
+    sum
 }

@@ -288,7 +288,8 @@ pub struct Eviction {
     #[prost(uint64, tag = "2")]
     pub generation: u64,
 }
-/// A join token: "isthmus-join-" and the unpadded base64url of this message. A secret, good for one join.
+/// A join token: "isthmus-join-" and the unpadded base64url of this message followed by the first 8 bytes of its SHA-256,
+/// by which a token that was damaged on its way is known. A secret, good for one join.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct JoinToken {

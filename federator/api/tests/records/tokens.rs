@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use federation::delegation::NamespaceSet;
@@ -18,11 +19,15 @@ use crate::fixture::{created, east, federation, request};
 fn message_of(token: &JoinToken) -> wire::JoinToken {
     let text = token.to_string();
     let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX).unwrap()).unwrap();
-    wire::JoinToken::decode(bytes.as_slice()).unwrap()
+    let (message, _checksum) = bytes.split_last_chunk::<8>().unwrap();
+    wire::JoinToken::decode(message).unwrap()
 }
 
 fn text_of(message: &wire::JoinToken) -> String {
-    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(message.encode_to_vec()))
+    let mut bytes = message.encode_to_vec();
+    let sum = digest(&SHA256, &bytes);
+    bytes.extend(&sum.as_ref()[..8]);
+    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
 }
 
 #[test]
@@ -114,6 +119,26 @@ fn garbage_is_no_token() {
     }
     for cut in PREFIX.len()..text.len() {
         assert!(text[..cut].parse::<JoinToken>().is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_token_with_any_character_changed_is_damaged() {
+    let text = JoinToken::create(&MembershipRoot::generate().unwrap(), request()).unwrap().to_string();
+    for place in PREFIX.len()..text.len() {
+        let other = if text.as_bytes()[place] == b'A' { "B" } else { "A" };
+        let changed = format!("{}{other}{}", &text[..place], &text[place + 1..]);
+        assert_eq!(changed.parse::<JoinToken>().unwrap_err(), TokenError::Damaged, "changed at {place}");
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_when_the_token_is_made() {
+    for address in ["", "trust.example", "trust.example:", "trust.example:0", ":15012", "trust example:15012", "a\0:1"]
+    {
+        let request = TokenRequest { federator_addresses: vec![address.to_owned()], ..request() };
+        let refused = JoinToken::create(&MembershipRoot::generate().unwrap(), request).unwrap_err();
+        assert_eq!(refused, TokenError::Address(address.to_owned()));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -16,7 +17,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinHandle, JoinSet},
-    time::sleep,
+    time::{Sleep, sleep},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
@@ -42,8 +43,11 @@ pub struct AcceptLimits {
     pub handshake_deadline: Duration,
     /// Handshakes at once; further connections wait in the kernel's backlog.
     pub handshakes: usize,
-    /// Handshakes at once from one address; further connections from it are closed at once.
+    /// Handshakes and connections without a client certificate at once from one address; further connections from it are
+    /// closed at once.
     pub handshakes_per_source: usize,
+    /// How long a connection without a client certificate may last: long enough for a call that needs none.
+    pub anonymous_lifetime: Duration,
     /// Connections at once, handshakes included; further ones wait in the kernel's backlog.
     pub connections: usize,
     /// Ends live connections whose client this store no longer believes.
@@ -56,6 +60,7 @@ impl Default for AcceptLimits {
             handshake_deadline: Duration::from_secs(10),
             handshakes: 256,
             handshakes_per_source: 64,
+            anonymous_lifetime: Duration::from_secs(30),
             connections: 8192,
             close_when_distrusted: None,
         }
@@ -131,10 +136,7 @@ impl Acceptor {
     async fn finish(self, stream: TcpStream, remote: SocketAddr, permit: OwnedSemaphorePermit, source: Source) {
         match accept(stream, &self.config, self.limits.handshake_deadline).await {
             Ok(stream) => {
-                drop(source);
-                if let Ok(stream) =
-                    ServerStream::new(stream, remote, permit, self.limits.close_when_distrusted.as_ref())
-                {
+                if let Ok(stream) = ServerStream::new(stream, remote, (permit, source), &self.limits) {
                     // Nobody left to take it: the server is gone.
                     let _ = self.sender.send(stream).await;
                 }
@@ -205,23 +207,34 @@ impl Drop for Source {
 pub struct ServerStream {
     stream: Guarded<TlsStream<TcpStream>>,
     info: ConnectionInfo,
+    anonymous: Option<Anonymous>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What bounds a connection without a client certificate: it counts against its source like a handshake, and ends.
+struct Anonymous {
+    deadline: Pin<Box<Sleep>>,
+    _source: Source,
 }
 
 impl ServerStream {
     fn new(
         stream: TlsStream<TcpStream>,
         remote: SocketAddr,
-        permit: OwnedSemaphorePermit,
-        trust: Option<&TrustStore>,
+        (permit, source): (OwnedSemaphorePermit, Source),
+        limits: &AcceptLimits,
     ) -> io::Result<Self> {
         let (socket, connection) = stream.get_ref();
         let info = ConnectionInfo { peer: Peer::of_server(connection), local: socket.local_addr()?, remote };
-        let stream = match (trust, &info.peer) {
+        let anonymous = info
+            .peer
+            .is_none()
+            .then(|| Anonymous { deadline: Box::pin(sleep(limits.anonymous_lifetime)), _source: source });
+        let stream = match (&limits.close_when_distrusted, &info.peer) {
             (Some(trust), Some(peer)) => Guarded::new(stream, trust, peer.clone()),
             _ => Guarded::unguarded(stream),
         };
-        Ok(Self { stream, info, _permit: permit })
+        Ok(Self { stream, info, anonymous, _permit: permit })
     }
 
     /// Who is connected, and from where.
@@ -244,6 +257,11 @@ impl AsyncRead for ServerStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(anonymous) = &mut self.anonymous
+            && anonymous.deadline.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -15,7 +15,7 @@ use mesh_tls::{
     rpc::{self, AcceptLimits, ChannelOptions},
     server_config,
 };
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::ServerName};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -145,6 +145,23 @@ async fn a_call_without_a_certificate_is_unauthenticated() {
     let refused = who_am_i(&rpc::channel([one.address], anonymous, options())).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert!(who_am_i(&rpc::channel([one.address], pair.client(), options())).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_without_a_certificate_ends_soon_though_it_keeps_silent() {
+    let pair = Pair::new();
+    let server = server_config(&pair.server_identity, &pair.trust, ClientAuth::Optional, &[rpc::ALPN]);
+    let limits = AcceptLimits { anonymous_lifetime: Duration::from_millis(300), ..AcceptLimits::default() };
+    let one = replica("one", &server, limits).await;
+    let known = rpc::channel([one.address], pair.client(), options());
+    assert!(who_am_i(&known).await.is_ok());
+    let anonymous = client_config(None, &pair.trust, ExpectedPeer::exactly(pair.west.id("cart")), &[rpc::ALPN]);
+    let stream = TcpStream::connect(one.address).await.unwrap();
+    let name = ServerName::try_from("mesh.invalid").unwrap();
+    let mut silent = mesh_tls::handshake::connect(stream, &anonymous, name, PATIENCE).await.unwrap();
+    let ended = timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok(), "still open after {PATIENCE:?}");
+    assert!(who_am_i(&known).await.is_ok(), "a connection with a certificate stays");
 }
 
 #[tokio::test]
