@@ -193,4 +193,28 @@ proptest! {
             }
         }
     }
+
+    /// Whoever offers whose key in whatever order, with some leaving in between: no key is ever in force twice.
+    #[test]
+    fn no_key_is_ever_in_force_for_two(offers in proptest::collection::vec((0..3usize, 0..3usize, any::<bool>()), 1..25)) {
+        let domains = [east(), domain("west.mesh.example"), domain("north.mesh.example")];
+        let keys: Vec<_> = (0..3).map(|_| KeyPair::generate().unwrap()).collect();
+        let mut set = BundleSet::new();
+        let mut holders: [Option<usize>; 3] = [None; 3];
+        for (sequence, (holder, key, leaves)) in (1..).zip(offers) {
+            let offered = bundle(&domains[holder], sequence, &[&root_of(&domains[holder], &keys[key])]);
+            let taken = (0..3).any(|other| other != holder && holders[other] == Some(key));
+            match set.offer(offered) {
+                Err(OfferError::SharedKey { .. }) => prop_assert!(taken),
+                accepted => {
+                    prop_assert!(accepted.is_ok() && !taken);
+                    holders[holder] = Some(key);
+                }
+            }
+            if leaves {
+                set.forget(&domains[holder]);
+                holders[holder] = None;
+            }
+        }
+    }
 }

@@ -283,7 +283,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(800))]
 
     #[test]
     fn no_handshake_fails_at_any_step(events in proptest::collection::vec(event(), 1..80)) {
