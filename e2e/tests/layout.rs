@@ -94,8 +94,6 @@ fn every_source_file_is_declared_by_a_module() {
     let (root, packages) = workspace();
     let mut compiled = BTreeSet::new();
     let mut present = BTreeSet::new();
-    let homes: BTreeSet<PathBuf> =
-        packages.iter().map(|package| PathBuf::from(package.manifest_path.parent().unwrap())).collect();
     for package in &packages {
         let home = PathBuf::from(package.manifest_path.parent().unwrap());
         for target in &package.targets {
@@ -103,7 +101,7 @@ fn every_source_file_is_declared_by_a_module() {
                 visit(Path::new(&target.src_path), true, &mut compiled);
             }
         }
-        sources(&home, &homes, &mut present);
+        sources(&home, &mut present);
     }
     let orphans: Vec<_> =
         present.difference(&compiled).map(|path| path.strip_prefix(&root).unwrap().display().to_string()).collect();
@@ -122,7 +120,10 @@ fn visit(file: &Path, is_root: bool, seen: &mut BTreeSet<PathBuf>) {
     for line in std::fs::read_to_string(file).unwrap().lines().map(str::trim) {
         if let Some(path) = quoted(line, "#[path = \"") {
             path_attribute = Some(path.to_owned());
-        } else if let Some(path) = quoted(line, "include!(\"") {
+        } else if let Some(path) =
+            quoted(line, "include!(\"").or_else(|| quoted(line, "\"generated/").and(line.split('"').nth(1)))
+        {
+            // Directly, or as the argument of a macro that includes generated code.
             visit(&directory.join(path), false, seen);
         } else if let Some(name) = declared_module(line) {
             match path_attribute.take() {
@@ -146,12 +147,13 @@ fn declared_module(line: &str) -> Option<&str> {
     rest.strip_prefix("mod ")?.strip_suffix(';')
 }
 
-/// Every `.rs` file of one crate: below its folder, but not in a nested crate's.
-fn sources(directory: &Path, homes: &BTreeSet<PathBuf>, found: &mut BTreeSet<PathBuf>) {
+/// Every `.rs` file of one crate: below its folder, but not in a nested package's (a crate of the workspace, or fuzz
+/// targets, which are a workspace of their own).
+fn sources(directory: &Path, found: &mut BTreeSet<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() && !homes.contains(&path) && !path.ends_with("target") {
-            sources(&path, homes, found);
+        if path.is_dir() && !path.join("Cargo.toml").exists() && !path.ends_with("target") {
+            sources(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.insert(path);
         }
