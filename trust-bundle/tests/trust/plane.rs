@@ -70,12 +70,17 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
 
 impl Plane {
     pub(crate) async fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        init(directory.path(), &federation_file(), "admin", SystemTime::now()).unwrap();
-        Self::serve(directory).await
+        Self::start_on(|store| store).await
     }
 
-    async fn serve(directory: TempDir) -> Self {
+    /// The service works on what `wrap` makes of the store.
+    pub(crate) async fn start_on<S: Store>(wrap: impl FnOnce(EmbeddedStore) -> S) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        init(directory.path(), &federation_file(), "admin", SystemTime::now()).unwrap();
+        Self::serve(directory, wrap).await
+    }
+
+    async fn serve<S: Store>(directory: TempDir, wrap: impl FnOnce(EmbeddedStore) -> S) -> Self {
         let folder = |name: &str| directory.path().join(name);
         let root = fs::read_to_string(folder("operator/membership-root.key")).unwrap();
         let root = MembershipRoot::from_pem(&root).unwrap();
@@ -86,7 +91,7 @@ impl Plane {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let first_state = process.readiness().require("the store's state");
-        let service = tokio::spawn(serve(files, settings, store.clone(), listener, process.clone(), first_state));
+        let service = tokio::spawn(serve(files, settings, wrap(store.clone()), listener, process.clone(), first_state));
         Self { directory, root, authority, store, process, address, service }
     }
 
@@ -101,7 +106,7 @@ impl Plane {
     pub(crate) async fn restart(self) -> Self {
         let (ended, stopped) = self.drain().await;
         ended.unwrap();
-        Self::serve(stopped.0).await
+        Self::serve(stopped.0, |store| store).await
     }
 
     /// The operator makes a token.

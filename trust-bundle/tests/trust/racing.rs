@@ -3,13 +3,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use federation_api::client::trust::renew;
 use federation_api::record::v1::Signed;
 use federation_store::{
     Committed, EmbeddedStore, Entry, Incarnation, LeaseId, Page, RangePage, Revision, Store, StoreError, Transaction,
     WatchStream,
 };
+use mesh_tls::new_key_and_csr;
 use prost::Message;
 use tokio::sync::watch;
+use tokio_stream::StreamExt;
 use trust_bundle::membership::{Membership, Refused};
 use trust_bundle::standing::ShutOut;
 use trust_bundle::state::TrustState;
@@ -18,12 +21,13 @@ use trust_bundle::verify::Verifier;
 use crate::cluster::{Attempt, Cluster};
 use crate::plane::{Plane, Shut, domain};
 
-/// A store that somebody else changes right after a certain key was read for the first time.
+/// A store that somebody else changes right after a certain key was read for the first time, and whose watches lag.
 #[derive(Clone)]
 struct Meddled {
     store: EmbeddedStore,
     at: &'static str,
     meddling: Arc<Mutex<Option<Transaction>>>,
+    lag: Duration,
 }
 
 impl Store for Meddled {
@@ -45,7 +49,11 @@ impl Store for Meddled {
     }
 
     fn watch(&self, prefix: &str, after: Revision) -> WatchStream {
-        self.store.watch(prefix, after)
+        let lag = self.lag;
+        Box::pin(self.store.watch(prefix, after).then(move |batch| async move {
+            tokio::time::sleep(lag).await;
+            batch
+        }))
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
@@ -71,7 +79,8 @@ impl Store for Meddled {
 
 /// Decides by the store alone: the published state is that of a replica which lags behind.
 fn meddled(plane: &Plane, at: &'static str, transaction: Transaction) -> Membership<Meddled> {
-    let store = Meddled { store: plane.store.clone(), at, meddling: Arc::new(Mutex::new(Some(transaction))) };
+    let meddling = Arc::new(Mutex::new(Some(transaction)));
+    let store = Meddled { store: plane.store.clone(), at, meddling, lag: Duration::ZERO };
     let (_, lagging) = watch::channel(Arc::new(TrustState::default()));
     Membership::new(store, Verifier::new(domain(), plane.root.public()), lagging)
 }
@@ -136,4 +145,13 @@ async fn a_newer_bundle_that_comes_in_between_stays() {
     let refused = publish(&membership, &east, &east.bundle(11, 2)).await;
     assert!(matches!(refused, Err(Refused::StaleBundle { .. })), "{refused:?}");
     assert_eq!(plane.stored().await["bundles/east.mesh.example"], newer.encode_to_vec());
+}
+
+#[tokio::test]
+async fn a_new_member_is_known_where_it_joined_however_late_the_watch_is() {
+    let lag = Duration::from_millis(700);
+    let plane = Plane::start_on(|store| Meddled { store, at: "", meddling: Arc::default(), lag }).await;
+    let east = plane.join("east").await;
+    let csr = new_key_and_csr().unwrap().1;
+    renew(plane.channel(Some(&east.identity)), csr).await.unwrap();
 }
