@@ -41,11 +41,23 @@ impl DataPath {
     /// Serves a connection to its end; the record tells of it when it is dropped.
     ///
     /// `pending` counts for its source until the hello is there; a load balancer has first to say which source that is.
-    pub(crate) async fn serve(&self, mut client: TcpStream, pending: Option<Pending>, mut record: Record) {
-        // On the heap, and gone before the relay begins: what it takes is not kept for the connection's life.
-        let Some(mut endpoint) = Box::pin(self.establish(&mut client, pending, &mut record)).await else { return };
-        relay_observed(&mut client, &mut endpoint, &self.relaying, &mut record).await;
-        record.reason = Some(CloseReason::Relayed(record.relayed.end));
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn keeps its arguments twice, and an idle connection is this future"
+    )]
+    pub(crate) fn serve(
+        self: Arc<Self>,
+        mut client: TcpStream,
+        pending: Option<Pending>,
+        mut record: Record,
+    ) -> impl Future<Output = ()> {
+        // What establishing takes is on the heap, and gone before the relay begins.
+        async move {
+            let establishing = Box::pin(self.establish(&mut client, pending, &mut record));
+            let Some(mut endpoint) = establishing.await else { return };
+            relay_observed(&mut client, &mut endpoint, &self.relaying, &mut record).await;
+            record.relay_ended();
+        }
     }
 
     /// Reads what comes before the relay, up to an endpoint that has got the hello; whom that leads nowhere is told so.

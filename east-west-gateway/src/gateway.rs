@@ -162,7 +162,7 @@ impl Gateway {
             Ok((admitted, pending)) => {
                 let record = Record::new(source, Arc::clone(&self.data_path.metrics), drain.clone(), admitted);
                 let data_path = Arc::clone(&self.data_path);
-                connections.spawn(async move { data_path.serve(stream, pending, record).await });
+                connections.spawn(data_path.serve(stream, pending, record));
             }
             Err(shed) => self.shed(&stream, shed),
         }

@@ -23,17 +23,19 @@ pub(super) struct Sizes {
 
 /// Connections of the loads of small messages and of new connections.
 const CONCURRENCY: usize = 32;
+/// From the last of the idle connections to the measurement of their idleness.
+const SETTLING: Duration = Duration::from_millis(5500);
 /// Idle connections that are opened at a time.
 const OPENING: usize = 50;
 
 impl Sizes {
     pub(super) const FULL: Self = Self {
         bulk_connections: 4,
-        bulk_bytes_each: 1 << 30,
-        phase: Duration::from_secs(4),
+        bulk_bytes_each: 1 << 29,
+        phase: Duration::from_secs(3),
         rate: 2000,
         idle: 5000,
-        idle_time: Duration::from_secs(3),
+        idle_time: Duration::from_secs(2),
     };
     pub(super) const QUICK: Self = Self {
         bulk_connections: 4,
@@ -142,6 +144,8 @@ async fn idle(target: &Target, processes: &Processes, sizes: &Sizes, figures: &m
     }
     let grown = processes.anonymous().saturating_sub(before);
     figures.idle_memory = grown as f64 / 1024.0 / streams.len() as f64;
+    // What follows an establishment is not idleness yet.
+    tokio::time::sleep(SETTLING).await;
     let cpu = processes.cpu();
     tokio::time::sleep(sizes.idle_time).await;
     figures.idle_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e3 / sizes.idle_time.as_secs_f64();

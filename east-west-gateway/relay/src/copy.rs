@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use pin_project_lite::pin_project;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -197,30 +198,40 @@ pub async fn relay(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions)
 
 /// [`relay`], with a record that is up to date whenever the future rests, and so also after it was dropped.
 ///
-/// Bulk goes through pipes (`splice`), everything else through buffers: see [`RelayOptions::max_pipes`].
-pub async fn relay_observed<R: Record>(a: &mut TcpStream, b: &mut TcpStream, options: &RelayOptions, record: &mut R) {
-    let ways = (TcpDirection::new(options.max_pipes), TcpDirection::new(options.max_pipes));
-    match options.settle_b {
-        None => run(a, b, ways, options, record, |_, _| {}).await,
-        Some(socket_options) => {
-            let mut settled = pin!(Some(tokio::time::sleep(SETTLED)));
-            let settle = |context: &mut Context<'_>, b: &mut TcpStream| {
-                if settled.as_mut().as_pin_mut().is_some_and(|time| time.poll(context).is_ready()) {
-                    settled.set(None);
-                    // A socket that takes no option any more is about to end.
-                    let _ = configure(b, &socket_options);
-                }
-            };
-            run(a, b, ways, options, record, settle).await;
-        }
+/// Bulk goes through pipes (`splice`), everything else through buffers: see [`RelayOptions::max_pipes`]. The end that comes last is passed
+/// on by dropping the streams, as the caller is expected to do.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn keeps its arguments twice, and this is what an idle connection takes"
+)]
+pub fn relay_observed<R: Record>(
+    a: &mut TcpStream,
+    b: &mut TcpStream,
+    options: &RelayOptions,
+    record: &mut R,
+) -> impl Future<Output = ()> {
+    async move {
+        let mut settled =
+            pin!(options.settle_b.map(|socket_options| Settling { time: tokio::time::sleep(SETTLED), socket_options }));
+        let mut copying = Copying::<TcpDirection>::new();
+        copying.a_to_b.max_pipes = options.max_pipes;
+        copying.b_to_a.max_pipes = options.max_pipes;
+        let end = poll_fn(|context| {
+            if settled.as_mut().as_pin_mut().is_some_and(|settling| settling.poll(context, b)) {
+                settled.set(None);
+            }
+            copying.poll(context, a, b, record)
+        })
+        .await;
+        copying.end(end, a, b, options, record).await;
+        let reset = match end.to_reset() {
+            Some(Side::A) => reset_on_close(a),
+            Some(Side::B) => reset_on_close(b),
+            None => Ok(()),
+        };
+        // A socket that takes no option any more is closed already.
+        drop(reset);
     }
-    let reset = match record.relayed().end.to_reset() {
-        Some(Side::A) => reset_on_close(a),
-        Some(Side::B) => reset_on_close(b),
-        None => Ok(()),
-    };
-    // A socket that takes no option any more is closed already.
-    drop(reset);
 }
 
 /// [`relay_observed`] between streams of any kind, such as TLS and TCP. The caller passes a break on:
@@ -231,43 +242,31 @@ where
     B: AsyncRead + AsyncWrite + Unpin + ?Sized,
     R: Record,
 {
-    run(a, b, (Direction::default(), Direction::default()), options, record, |_, _| {}).await;
+    let mut copying = Copying::<Direction>::new();
+    let end = poll_fn(|context| copying.poll(context, a, b, record)).await;
+    copying.end(end, a, b, options, record).await;
 }
 
-/// `at_wake` is called whenever the relay is woken.
-async fn run<A, B, D, R>(
-    a: &mut A,
-    b: &mut B,
-    ways: (D, D),
-    options: &RelayOptions,
-    record: &mut R,
-    mut at_wake: impl FnMut(&mut Context<'_>, &mut B),
-) where
-    A: AsyncRead + Unpin + ?Sized,
-    B: AsyncRead + Unpin + ?Sized,
-    D: Copied + Way<A, B> + Way<B, A>,
-    R: Record,
-{
-    let mut copying = Copying { started: Instant::now(), a_to_b: ways.0, b_to_a: ways.1 };
-    let end = poll_fn(|context| {
-        at_wake(context, b);
-        copying.poll(context, a, b, record)
-    })
-    .await;
-    if let RelayEnd::Reset(by) = end {
-        let (forwards, backwards) = match by {
-            Side::A => (&mut copying.a_to_b, &mut copying.b_to_a),
-            Side::B => (&mut copying.b_to_a, &mut copying.a_to_b),
-        };
-        if let Some(at) = forwards.buffered().ended() {
-            let delay = pin!(tokio::time::sleep_until(at + options.reset_delay));
-            match by {
-                Side::A => discard(backwards.buffered(), b, delay).await,
-                Side::B => discard(backwards.buffered(), a, delay).await,
-            }
-        }
+pin_project! {
+    /// What waits until a relay is no short one any more.
+    struct Settling {
+        #[pin]
+        time: Sleep,
+        socket_options: SocketOptions,
     }
-    record.relayed().end = end;
+}
+
+impl Settling {
+    /// Says whether it is done.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>, stream: &TcpStream) -> bool {
+        let settling = self.project();
+        let due = settling.time.poll(context).is_ready();
+        if due {
+            // A socket that takes no option any more is about to end.
+            let _ = configure(stream, settling.socket_options);
+        }
+        due
+    }
 }
 
 struct Copying<D> {
@@ -277,6 +276,10 @@ struct Copying<D> {
 }
 
 impl<D: Copied> Copying<D> {
+    fn new() -> Self {
+        Self { started: Instant::now(), a_to_b: D::default(), b_to_a: D::default() }
+    }
+
     fn poll<A, B, R>(&mut self, context: &mut Context<'_>, a: &mut A, b: &mut B, record: &mut R) -> Poll<RelayEnd>
     where
         A: ?Sized,
@@ -284,7 +287,13 @@ impl<D: Copied> Copying<D> {
         D: Way<A, B> + Way<B, A>,
         R: Record,
     {
+        if self.b_to_a.buffered().ended().is_some() {
+            self.a_to_b.is_last();
+        }
         let forwards = self.a_to_b.poll(context, a, b);
+        if forwards.is_ready() {
+            self.b_to_a.is_last();
+        }
         let backwards = self.b_to_a.poll(context, b, a);
         self.write_down(record);
         match (forwards, backwards) {
@@ -293,6 +302,30 @@ impl<D: Copied> Copying<D> {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(RelayEnd::Closed),
             _ => Poll::Pending,
         }
+    }
+
+    /// Writes the end down; before that, one by a reset may have to be passed on later.
+    async fn end<A, B, R>(&mut self, end: RelayEnd, a: &mut A, b: &mut B, options: &RelayOptions, record: &mut R)
+    where
+        A: AsyncRead + Unpin + ?Sized,
+        B: AsyncRead + Unpin + ?Sized,
+        R: Record,
+    {
+        if let RelayEnd::Reset(by) = end {
+            let (forwards, backwards) = match by {
+                Side::A => (&mut self.a_to_b, &mut self.b_to_a),
+                Side::B => (&mut self.b_to_a, &mut self.a_to_b),
+            };
+            if let Some(at) = forwards.buffered().ended() {
+                let (until, backwards) = (at + options.reset_delay, backwards.buffered());
+                // Rare, and so not worth a place in every relay.
+                match by {
+                    Side::A => Box::pin(discard(backwards, b, until)).await,
+                    Side::B => Box::pin(discard(backwards, a, until)).await,
+                }
+            }
+        }
+        record.relayed().end = end;
     }
 
     fn write_down(&mut self, record: &mut impl Record) {
@@ -318,7 +351,8 @@ fn end_of(reader: Side, writer: Side, fault: &Fault) -> RelayEnd {
 }
 
 /// Reads and drops what comes until the time is over. An end of the stream does not shorten it: its reader may still be behind.
-async fn discard<S: AsyncRead + Unpin + ?Sized>(direction: &mut Direction, stream: &mut S, mut until: Pin<&mut Sleep>) {
+async fn discard<S: AsyncRead + Unpin + ?Sized>(direction: &mut Direction, stream: &mut S, until: Instant) {
+    let mut until = pin!(tokio::time::sleep_until(until));
     let mut ended = false;
     poll_fn(|context| {
         if until.as_mut().poll(context).is_ready() {

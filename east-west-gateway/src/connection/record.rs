@@ -76,6 +76,11 @@ impl Record {
         self.uncounted.0 += hello_bytes;
     }
 
+    /// The relay has said how it ended.
+    pub(crate) const fn relay_ended(&mut self) {
+        self.reason = Some(CloseReason::Relayed(self.relayed.end));
+    }
+
     fn count_bytes(&mut self) {
         let (to_endpoint, to_client) = mem::take(&mut self.uncounted);
         self.metrics.bytes.add(TO_ENDPOINT, to_endpoint);

@@ -41,6 +41,9 @@ pub(super) trait Way<R: ?Sized, W: ?Sized> {
 pub(super) trait Copied: Default {
     /// The direction's own buffer and counts.
     fn buffered(&mut self) -> &mut Direction;
+
+    /// Says that the other direction has ended.
+    fn is_last(&mut self) {}
 }
 
 #[derive(Default)]
@@ -87,6 +90,19 @@ impl Direction {
     /// Says that the reader was found at its end.
     pub(super) const fn reader_ended(&mut self) {
         self.state = State::Ending;
+    }
+
+    /// Writes what was read before; whether the reader has ended, which is then as good as passed on.
+    pub(super) fn poll_ended<W: AsyncWrite + ?Sized>(
+        &mut self,
+        context: &mut Context<'_>,
+        writer: Pin<&mut W>,
+    ) -> Poll<Result<bool, Fault>> {
+        ready!(self.poll_write(context, writer))?;
+        if let State::Ending = self.state {
+            self.state = State::Ended(Instant::now());
+        }
+        Poll::Ready(Ok(matches!(self.state, State::Ended(_))))
     }
 
     /// Writes what was read before, then reads once.

@@ -34,7 +34,9 @@ const FILLS_PER_TURN: usize = 4;
 #[derive(Default)]
 pub(super) struct TcpDirection {
     buffer: Direction,
-    max_pipes: usize,
+    pub(super) max_pipes: usize,
+    /// The other direction has ended: closing both sockets passes this one's end on too, and saves a system call.
+    last: bool,
     /// Bytes of bulk seen in a row.
     run: usize,
     path: Path,
@@ -49,10 +51,6 @@ enum Path {
 }
 
 impl TcpDirection {
-    pub(super) fn new(max_pipes: usize) -> Self {
-        Self { max_pipes, ..Self::default() }
-    }
-
     /// One buffer.
     fn poll_buffer(
         &mut self,
@@ -60,6 +58,9 @@ impl TcpDirection {
         reader: &mut TcpStream,
         writer: &mut TcpStream,
     ) -> Poll<Result<Step, Fault>> {
+        if self.last && ready!(self.buffer.poll_ended(context, Pin::new(&mut *writer)))? {
+            return Poll::Ready(Ok(Step::Ended));
+        }
         let step = ready!(self.buffer.poll_step(context, Pin::new(reader), Pin::new(writer)))?;
         match step {
             Step::Read(bytes) if bytes >= BULK_READ => self.run += bytes,
@@ -123,6 +124,10 @@ impl TcpDirection {
 impl Copied for TcpDirection {
     fn buffered(&mut self) -> &mut Direction {
         &mut self.buffer
+    }
+
+    fn is_last(&mut self) {
+        self.last = true;
     }
 }
 
