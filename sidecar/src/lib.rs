@@ -25,6 +25,7 @@ pub mod config;
 
 mod admin;
 mod failure;
+mod hang_up;
 mod headers;
 mod identity;
 mod inbound;

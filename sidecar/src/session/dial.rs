@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
+use crate::hang_up::HangUp;
 use crate::metrics::{Metrics, Result as ResultLabel};
 use crate::session::path::{Path, Via};
 use crate::session::peer::Peer;
@@ -174,11 +175,13 @@ impl Dialer {
 
     async fn open_http(&self, path: &Path) -> Result<Arc<Session>, DialError> {
         let (stream, peer) = self.dial(path, Kind::Http).await?;
+        let hang_up = HangUp::of(stream.inner().get_ref().0).map_err(DialError::Connect)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_DEADLINE)
             .keep_alive_while_idle(false)
+            .max_header_list_size(headers::MAX_LIST)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(4 * STREAM_WINDOW)
             .handshake(TokioIo::new(stream))
@@ -193,7 +196,7 @@ impl Dialer {
                 debug!(endpoint = &**of.endpoint_text(), %error, "session ended");
             }
         });
-        Ok(Session::new(sender, peer))
+        Ok(Session::new(sender, peer, hang_up))
     }
 
     /// A connection to a sidecar whose verdict was good.

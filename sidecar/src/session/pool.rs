@@ -7,6 +7,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::watch;
 
+use crate::hang_up::HangUp;
 use crate::outbound::replay::RequestBody;
 use crate::session::dial::DialError;
 use crate::session::peer::Peer;
@@ -21,6 +22,7 @@ const MAX_SESSIONS: usize = 4;
 pub(crate) struct Session {
     pub(crate) sender: SendRequest<RequestBody<Incoming>>,
     pub(crate) peer: Arc<Peer>,
+    hang_up: HangUp,
     /// Requests in flight.
     load: AtomicUsize,
     /// Since the last look for idle ones.
@@ -28,14 +30,19 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(sender: SendRequest<RequestBody<Incoming>>, peer: Arc<Peer>) -> Arc<Self> {
-        Arc::new(Self { sender, peer, load: AtomicUsize::new(0), used: AtomicBool::new(true) })
+    pub(crate) fn new(sender: SendRequest<RequestBody<Incoming>>, peer: Arc<Peer>, hang_up: HangUp) -> Arc<Self> {
+        Arc::new(Self { sender, peer, hang_up, load: AtomicUsize::new(0), used: AtomicBool::new(true) })
     }
 
     fn lease(self: &Arc<Self>, reused: bool) -> Lease {
         self.load.fetch_add(1, Ordering::Relaxed);
         self.used.store(true, Ordering::Relaxed);
         Lease { session: Arc::clone(self), reused }
+    }
+
+    /// Takes requests: neither its own task nor the kernel knows of an end.
+    fn is_open(&self) -> bool {
+        self.sender.is_ready() && !self.hang_up.seen()
     }
 
     pub(crate) fn load(&self) -> usize {
@@ -116,7 +123,7 @@ pub(crate) enum Checkout {
 impl Sessions {
     /// The least loaded session, or the way to get one.
     pub(crate) fn checkout(&mut self) -> Checkout {
-        self.live.retain(|session| session.sender.is_ready());
+        self.live.retain(|session| session.is_open());
         let least = self.live.iter().min_by_key(|session| session.load());
         if let Some(session) = least {
             let lease = session.lease(true);
@@ -148,7 +155,7 @@ impl Sessions {
     pub(crate) fn close_idle(&mut self) {
         self.live.retain(|session| {
             let used = session.used.swap(false, Ordering::Relaxed);
-            session.sender.is_ready() && (used || session.load() > 0)
+            session.is_open() && (used || session.load() > 0)
         });
     }
 
