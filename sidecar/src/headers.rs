@@ -1,5 +1,6 @@
 //! What a proxy does to header fields: hop-by-hop fields end here (RFC 9110, section 7.6.1), and so does every field by
-//! which a peer could pretend to be a sidecar.
+//! which a peer could pretend to be a sidecar. Fields are counted too: a mesh session is shared, and ends when one message
+//! on it has more fields than its peer takes.
 
 use http::header::{
     CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
@@ -21,6 +22,20 @@ pub(crate) const PATH: HeaderName = HeaderName::from_static("isthmus-path");
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Fields of one message that a sidecar sends into the mesh, in bytes as HTTP/2 counts them (RFC 9113, section 6.5.2). Well
+/// under [`MAX_LIST`], which a peer takes: pseudo-header fields and a trace context come on top.
+pub(crate) const LIST_LIMIT: usize = 48 * 1024;
+/// Fields of one message that a sidecar takes from the mesh, counted likewise.
+pub(crate) const MAX_LIST: u32 = 64 * 1024;
+/// Fields of one message that a sidecar reads from an application, so that it can say itself that they are too many.
+pub(crate) const READ_LIMIT: usize = 512 * 1024;
+
+/// What HTTP/2 adds for each field.
+const FIELD_OVERHEAD: usize = 32;
+/// Bytes that HTTP/2's Huffman code makes longer than twice as long count as this many: 30 bits at most (RFC 7541, appendix
+/// B). A peer bounds the coded bytes too.
+const RARE_BYTE: usize = 4;
 
 /// Fields that speak of one connection only. `te` is judged apart; `trailer` stays, it describes the message.
 const HOP_BY_HOP: [HeaderName; 7] =
@@ -56,6 +71,25 @@ fn remove_sidecar_fields(headers: &mut HeaderMap) {
     headers.remove(UNPROCESSED);
     headers.remove(PROBE);
     headers.remove(PATH);
+}
+
+/// Whether fields, and `more` that go with them, are too large for one message of the mesh.
+pub(crate) fn too_large(fields: &HeaderMap, more: &[&str]) -> bool {
+    let texts = || {
+        let fields = fields.iter().flat_map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()]);
+        fields.chain(more.iter().map(|text| text.as_bytes()))
+    };
+    let overhead = (fields.len() + more.len()) * FIELD_OVERHEAD;
+    let bytes: usize = texts().map(<[u8]>::len).sum();
+    if overhead + bytes * RARE_BYTE <= LIST_LIMIT {
+        return false;
+    }
+    let rare = texts().flatten().filter(|byte| is_rare(**byte)).count();
+    overhead + bytes + rare * (RARE_BYTE - 1) > LIST_LIMIT
+}
+
+const fn is_rare(byte: u8) -> bool {
+    byte == b'\\' || !(byte.is_ascii_graphic() || byte == b' ')
 }
 
 /// Removes hop-by-hop fields, those that `connection` names among them.
@@ -105,6 +139,8 @@ fn keep_te_trailers_only(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use http::header::COOKIE;
+
     use super::*;
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -133,6 +169,31 @@ mod tests {
         ]);
         clean_outbound_request(&mut fields);
         assert_eq!(fields, headers(&[("te", "trailers"), ("trailer", "grpc-status"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn fields_are_counted_as_http2_counts_them() {
+        let of = |size: usize, byte: u8| {
+            HeaderMap::from_iter([(
+                COOKIE,
+                HeaderValue::from_bytes(&vec![byte; size]).unwrap_or(HeaderValue::from_static("")),
+            )])
+        };
+        let room = LIST_LIMIT - FIELD_OVERHEAD - "cookie".len();
+        assert!(!too_large(&of(room, b'x'), &[]));
+        assert!(too_large(&of(room + 1, b'x'), &[]));
+        assert!(too_large(&of(room, b'x'), &["/"]));
+        for rare in [b'\\', 0xff, b'\t'] {
+            assert!(!too_large(&of(room / RARE_BYTE, rare), &[]));
+            assert!(too_large(&of(room / RARE_BYTE + 1, rare), &[]));
+        }
+        let mut many = HeaderMap::new();
+        (0..LIST_LIMIT / (FIELD_OVERHEAD + 7)).for_each(|_| {
+            many.append(COOKIE, HeaderValue::from_static("x"));
+        });
+        assert!(!too_large(&many, &[]));
+        many.append(COOKIE, HeaderValue::from_static("x"));
+        assert!(too_large(&many, &[]));
     }
 
     #[test]

@@ -20,10 +20,18 @@ use tracing::debug;
 
 use crate::config::InboundConfig;
 use crate::failure::{self, Failure};
+use crate::headers;
 use crate::tasks::Tasks;
 
 /// Idle HTTP/1.1 connections kept for one port.
 const MAX_IDLE: usize = 128;
+
+/// Header fields of one HTTP/1.1 response.
+const MAX_FIELDS: usize = 256;
+
+/// Header fields of one HTTP/2 response, read whole: its connection is shared by many requests, and too many would end it.
+#[expect(clippy::cast_possible_truncation, reason = "a constant that fits")]
+const READ_LIMIT: u32 = headers::READ_LIMIT as u32;
 
 /// An HTTP/2 application that says nothing for this long while requests wait is asked for a sign of life.
 const PING_AFTER: Duration = Duration::from_secs(5);
@@ -156,7 +164,10 @@ impl Application {
 
     async fn open_http1(&self, port: u16) -> Result<http1::SendRequest<Incoming>, ApplicationError> {
         let stream = self.connect(port).await?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MAX_FIELDS)
+            .max_buf_size(headers::READ_LIMIT)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ApplicationError::Unprocessed(failure::describe(&error)))?;
         self.shared.tasks.spawn(async move {
@@ -172,6 +183,7 @@ impl Application {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_AFTER)
+            .max_header_list_size(READ_LIMIT)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ApplicationError::Unprocessed(failure::describe(&error)))?;

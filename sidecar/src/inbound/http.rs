@@ -22,15 +22,13 @@ use tracing::{Instrument, Span, debug, field};
 use crate::headers;
 use crate::inbound::application::{ApplicationBody, ApplicationError};
 use crate::inbound::{Caller, Inbound, Stream};
+use crate::outbound::replay::BodyError;
 use crate::service::Binding;
 use crate::telemetry::{Access, WayMetrics};
 use crate::xfcc;
 
 /// Requests of one session at a time.
 const MAX_STREAMS: u32 = 1000;
-
-/// Header fields of one request, in bytes as HTTP/2 counts them.
-const MAX_HEADER_LIST: u32 = 64 * 1024;
 
 /// A silent peer is asked for a sign of life after this, and given up after as long again.
 const PING_AFTER: Duration = Duration::from_secs(15);
@@ -72,7 +70,7 @@ pub(crate) async fn serve(inbound: &Arc<Inbound>, stream: Stream, caller: Caller
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST)
+        .max_header_list_size(headers::MAX_LIST)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(4 * STREAM_WINDOW)
         .keep_alive_interval(PING_AFTER)
@@ -142,6 +140,12 @@ impl Session {
         };
         let mut response = result.map_err(Own::from)?;
         headers::clean_response(response.headers_mut());
+        if headers::too_large(response.headers(), &[]) {
+            // The session is shared: its peer would end it for all.
+            let detail =
+                format!("the application's response has more than {} bytes of header fields", headers::LIST_LIMIT);
+            return Err(Own::new(StatusCode::BAD_GATEWAY, "response-headers-too-large", detail));
+        }
         *response.version_mut() = Version::HTTP_2;
         self.metrics.answered(response.status(), started);
         Ok(response)
@@ -261,6 +265,11 @@ impl From<ApplicationError> for Own {
     }
 }
 
+/// The application's response ends with more fields than the mesh carries.
+#[derive(Debug, thiserror::Error)]
+#[error("the application's trailers are too large")]
+struct TrailersTooLarge;
+
 /// What lives as long as a response's body.
 struct InFlight {
     access: Box<Access>,
@@ -275,18 +284,18 @@ enum InboundBody {
 
 impl Body for InboundBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Own(bytes) => {
                 Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
             }
             Self::Application(body, in_flight) => {
-                let frame = ready!(Pin::new(body).poll_frame(context));
+                let frame = ready!(Pin::new(body).poll_frame(context)).map(within_limit);
                 in_flight.access.end = match &frame {
                     None => "complete",
                     Some(Err(_)) => "broken",
@@ -309,6 +318,16 @@ impl Body for InboundBody {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Application(body, _) => body.size_hint(),
         }
+    }
+}
+
+/// Trailers are held to the limit of header fields: they end the session of all likewise.
+fn within_limit(frame: Result<Frame<Bytes>, hyper::Error>) -> Result<Frame<Bytes>, BodyError> {
+    match frame {
+        Ok(frame) if frame.trailers_ref().is_some_and(|trailers| headers::too_large(trailers, &[])) => {
+            Err(TrailersTooLarge.into())
+        }
+        frame => frame.map_err(Into::into),
     }
 }
 

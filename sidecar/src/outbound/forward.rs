@@ -116,7 +116,19 @@ impl<'a> Forwarding<'a> {
         }
     }
 
+    /// Why the request cannot be sent at all.
+    fn unfit(&self) -> Option<Refusal> {
+        let uri = &self.parts.uri;
+        let path = uri.path_and_query().map_or("", PathAndQuery::as_str);
+        let authority = uri.authority().map_or("", Authority::as_str);
+        let too_large = headers::too_large(&self.parts.headers, &[self.parts.method.as_str(), path, authority]);
+        too_large.then_some(Refusal::HeadersTooLarge { limit: headers::LIST_LIMIT })
+    }
+
     async fn run(mut self) -> Response<ResponseBody> {
+        if let Some(refusal) = self.unfit() {
+            return self.refuse(&refusal);
+        }
         let mut last = None;
         loop {
             let (attempt, lease) = match self.trying.session(&self.outbound.dialer).await {

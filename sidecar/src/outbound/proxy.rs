@@ -29,6 +29,9 @@ use crate::routing::route::Route;
 /// Requests of one HTTP/2 connection of the application at a time.
 const MAX_STREAMS: u32 = 1000;
 
+/// Header fields of one HTTP/1.1 request: what fits into [`headers::LIST_LIMIT`] is seldom more.
+const MAX_FIELDS: usize = 256;
+
 /// Serves a connection that speaks HTTP to this proxy.
 pub(crate) async fn serve(outbound: &Arc<Outbound>, stream: TcpStream) {
     let service = service_fn(|request| {
@@ -79,8 +82,19 @@ where
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // The application may keep a connection idle for as long as it likes.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).half_close(true);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).adaptive_window(true);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .half_close(true)
+        .max_headers(MAX_FIELDS)
+        .max_buf_size(headers::READ_LIMIT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(headers::MAX_LIST)
+        .adaptive_window(true);
     builder
 }
 

@@ -24,6 +24,14 @@ pub(crate) enum Refusal {
     /// TLS belongs to the sidecars.
     #[error("https is not carried: ask for http, the sidecars encrypt and authenticate the way")]
     Https,
+    /// More fields than the mesh carries.
+    #[error(
+        "the request's header fields are too large: {limit} bytes at most, with its URI and 32 bytes for each field"
+    )]
+    HeadersTooLarge {
+        /// In bytes.
+        limit: usize,
+    },
     /// The control-plane knows no such service.
     #[error("no cluster exports {0}")]
     UnknownService(String),
@@ -87,6 +95,7 @@ impl Refusal {
             Self::NoAuthority => "no-authority",
             Self::NotInClusterset(_) => "not-in-clusterset",
             Self::Https => "https",
+            Self::HeadersTooLarge { .. } => "headers-too-large",
             Self::UnknownService(_) => "unknown-service",
             Self::UnknownPort { .. } => "unknown-port",
             Self::LookupTimedOut { .. } => "lookup-timed-out",
@@ -103,6 +112,7 @@ impl Refusal {
         match self {
             Self::NoAuthority | Self::Https => StatusCode::BAD_REQUEST,
             Self::NotInClusterset(_) => StatusCode::FORBIDDEN,
+            Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnknownService(_) | Self::UnknownPort { .. } | Self::Interrupted { .. } => StatusCode::BAD_GATEWAY,
             Self::LookupTimedOut { .. }
             | Self::TooManyServices(_)
@@ -115,7 +125,7 @@ impl Refusal {
     /// As a SOCKS5 reply (RFC 1928, section 6).
     pub(crate) const fn socks_reply(&self) -> u8 {
         match self {
-            Self::NoAuthority | Self::Https | Self::Misdirected { .. } => 0x01,
+            Self::NoAuthority | Self::Https | Self::HeadersTooLarge { .. } | Self::Misdirected { .. } => 0x01,
             Self::NotInClusterset(_) | Self::TooManyServices(_) => 0x02,
             Self::UnknownService(_) | Self::LookupTimedOut { .. } | Self::NoEndpoint { .. } => 0x04,
             Self::UnknownPort { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => 0x05,

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use crate::hang_up::HangUp;
+use crate::headers;
 use crate::metrics::{Metrics, Result as ResultLabel};
 use crate::session::path::{Path, Via};
 use crate::session::peer::Peer;

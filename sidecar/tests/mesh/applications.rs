@@ -128,6 +128,9 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
         let echoed: http::HeaderName = format!("echo-{field}").parse().unwrap();
         response.headers_mut().append(echoed, value.clone());
     }
+    if parts.uri.path() == "/large-fields" {
+        response.headers_mut().insert("large", HeaderValue::from_bytes(&vec![b'x'; 100 * 1024]).unwrap());
+    }
     // What an application must not be able to say.
     response.headers_mut().insert("isthmus-unprocessed", HeaderValue::from_static("true"));
     Ok(response)

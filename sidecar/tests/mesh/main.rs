@@ -8,6 +8,7 @@ mod cluster;
 mod control_plane;
 mod failover;
 mod gateway;
+mod hostile;
 mod identity;
 mod inbound;
 mod tunnels;

@@ -1,0 +1,97 @@
+//! One caller's strange request harms nobody else.
+
+use http::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::applications::Application;
+use crate::client::{self, Client};
+use crate::cluster::{Cluster, HTTP, PATIENCE, Pod, eventually, host};
+
+/// A client and a server in one cluster.
+struct Shop {
+    _east: Cluster,
+    client: Pod,
+    _server: Pod,
+    application: Application,
+}
+
+async fn shop() -> Shop {
+    let east = Cluster::start("east").await;
+    let application = Application::http1("cart-1").await;
+    let server = east.pod("cart-1", "cart", &[(HTTP, application.port())]).await;
+    east.imports(&[HTTP], vec![east.local(vec![east.endpoint(&server)], &[HTTP])]);
+    let client = east.pod("frontend-1", "frontend", &[]).await;
+    Shop { _east: east, client, _server: server, application }
+}
+
+impl Shop {
+    /// Sends these bytes, and reads what the proxy answers until it closes.
+    async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.client.proxy()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        rest(stream).await
+    }
+
+    /// A POST that the application has begun to read, and whose end the caller has yet to send.
+    async fn half_a_post(&self) -> TcpStream {
+        let before = self.application.requests();
+        let mut stream = TcpStream::connect(self.client.proxy()).await.unwrap();
+        let host = host("cart");
+        let head = format!(
+            "POST http://{host}/half HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: 4\r\n\r\nab"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        eventually("the application has the request", || self.application.requests() > before).await;
+        stream
+    }
+}
+
+async fn rest(mut stream: TcpStream) -> String {
+    let mut answer = Vec::new();
+    // A reset after the answer is an end, too.
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Ends the POST, which only the session that it began on can answer.
+async fn assert_undisturbed(mut half: TcpStream) {
+    half.write_all(b"cd").await.unwrap();
+    let answer = rest(half).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("cart-1 POST /half abcd"), "{answer}");
+}
+
+#[tokio::test]
+async fn too_large_fields_are_refused_at_home_and_the_shared_session_lives() {
+    let shop = shop().await;
+    let half = shop.half_a_post().await;
+    let before = shop.application.requests();
+    let uri = format!("http://{}/", host("cart"));
+    for (field, repeated) in [("x", 49), ("x", 100), ("x", 300), ("\\", 40)] {
+        let large = field.repeat(repeated * 1024);
+        let mut connection = Client::connect(shop.client.proxy()).await;
+        let answer = connection.call(Method::GET, &uri, "", &[("large", &large)]).await;
+        let said = (answer.status, answer.header("isthmus-error"));
+        let expected = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large");
+        assert_eq!(said, expected, "{repeated} KiB of {field}");
+        assert!(answer.body.starts_with("isthmus: the request's header fields are too large"), "{}", answer.body);
+    }
+    let long = format!("{uri}{}", "x".repeat(50 * 1024));
+    assert_eq!(client::get(shop.client.proxy(), &long).await.header("isthmus-error"), "headers-too-large");
+    assert_eq!(shop.application.requests(), before);
+    // What fits goes through, there and back.
+    let mut connection = Client::connect(shop.client.proxy()).await;
+    let answer = connection.call(Method::GET, &uri, "", &[("large", &"x".repeat(40 * 1024))]).await;
+    assert_eq!((answer.status, answer.header("echo-large").len()), (StatusCode::OK, 40 * 1024));
+    assert_undisturbed(half).await;
+}
+
+#[tokio::test]
+async fn a_response_with_too_large_fields_fails_alone() {
+    let shop = shop().await;
+    let half = shop.half_a_post().await;
+    let answer = client::get(shop.client.proxy(), &format!("http://{}/large-fields", host("cart"))).await;
+    let said = (answer.status, answer.header("isthmus-error"));
+    assert_eq!(said, (StatusCode::BAD_GATEWAY, "response-headers-too-large"), "{answer:?}");
+    assert_undisturbed(half).await;
+}
