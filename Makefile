@@ -2,7 +2,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: demo test bench check dev tools
+.PHONY: demo test bench bench-identity bench-gateway check dev tools
 
 ## demo: build, bring up three clusters on loopback, call across them, break things, print what callers saw (STAY=1: leave it up)
 demo:
@@ -13,9 +13,17 @@ demo:
 test: tools
 	$(CARGO) test --locked --workspace
 
-## bench: every benchmark (none yet)
-bench:
-	@echo "no benchmark exists yet"
+## bench: every benchmark; each ends with a line a goal, STRICT=1 makes a missed one an error
+bench: bench-identity bench-gateway
+
+## bench-identity: CPU of a mutual TLS handshake
+bench-identity:
+	$(CARGO) bench --locked --package mesh-tls --bench handshakes
+
+## bench-gateway: the gateway beside nginx, HAProxy and Envoy, in turn
+bench-gateway:
+	$(CARGO) build --locked --release --package east-west-gateway
+	$(CARGO) run --locked --release --package e2e --bin bench_gateway
 
 ## check: format, lints, documentation, generated code, layout
 check:
