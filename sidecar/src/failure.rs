@@ -31,7 +31,7 @@ pub(crate) fn classify(error: &hyper::Error, returned: bool) -> Failure {
 }
 
 /// The error with its causes, for a person.
-pub(crate) fn describe(error: &hyper::Error) -> String {
+pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -149,7 +149,10 @@ impl<'a> Forwarding<'a> {
             Ok(response) => self.answered(attempt, lease, response),
             Err(mut error) => {
                 let returned = error.take_message().is_some();
-                let failure = failure::classify(error.error(), returned);
+                let failure = match self.body.failure() {
+                    Some(_) => Failure::Caller,
+                    None => failure::classify(error.error(), returned),
+                };
                 let text = failure::describe(error.error());
                 self.failed(attempt, &lease, failure, text)
             }
@@ -158,9 +161,16 @@ impl<'a> Forwarding<'a> {
 
     fn answered(&mut self, attempt: Attempt, lease: Lease, response: Response<Incoming>) -> Tried {
         let unprocessed = response.headers().contains_key(headers::UNPROCESSED);
-        let outcome = outcome_of(&response);
+        let mut outcome = outcome_of(&response);
+        let caller_failed = if outcome == Outcome::GatewayError { self.body.failure() } else { None };
+        if caller_failed.is_some() {
+            outcome = Outcome::Abandoned;
+        }
         let path = attempt.path().clone();
         attempt.finish(outcome, lease.peer().endpoint.as_ref());
+        if let Some(failure) = caller_failed {
+            return Tried::Answer(self.refuse(&Refusal::Body(failure)));
+        }
         let again = self.body.replayable()
             && (unprocessed || outcome == Outcome::GatewayError && self.idempotent && self.may_retry("gateway_error"));
         if again {
@@ -195,7 +205,10 @@ impl<'a> Forwarding<'a> {
             Failure::Caller => false,
         };
         let service = self.route.host.to_string();
-        let refusal = Refusal::Interrupted { service, last: text };
+        let refusal = match self.body.failure() {
+            Some(failure) => Refusal::Body(failure),
+            None => Refusal::Interrupted { service, last: text },
+        };
         if again && self.body.replayable() {
             return Tried::Again(Last::Failure(refusal));
         }

@@ -32,6 +32,9 @@ pub(crate) enum Refusal {
         /// In bytes.
         limit: usize,
     },
+    /// The caller's own body broke off, or is malformed.
+    #[error("the request's body could not be read to its end: {0}")]
+    Body(String),
     /// The control-plane knows no such service.
     #[error("no cluster exports {0}")]
     UnknownService(String),
@@ -96,6 +99,7 @@ impl Refusal {
             Self::NotInClusterset(_) => "not-in-clusterset",
             Self::Https => "https",
             Self::HeadersTooLarge { .. } => "headers-too-large",
+            Self::Body(_) => "request-body",
             Self::UnknownService(_) => "unknown-service",
             Self::UnknownPort { .. } => "unknown-port",
             Self::LookupTimedOut { .. } => "lookup-timed-out",
@@ -110,7 +114,7 @@ impl Refusal {
     /// As an HTTP status.
     pub(crate) const fn status(&self) -> StatusCode {
         match self {
-            Self::NoAuthority | Self::Https => StatusCode::BAD_REQUEST,
+            Self::NoAuthority | Self::Https | Self::Body(_) => StatusCode::BAD_REQUEST,
             Self::NotInClusterset(_) => StatusCode::FORBIDDEN,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnknownService(_) | Self::UnknownPort { .. } | Self::Interrupted { .. } => StatusCode::BAD_GATEWAY,
@@ -125,7 +129,11 @@ impl Refusal {
     /// As a SOCKS5 reply (RFC 1928, section 6).
     pub(crate) const fn socks_reply(&self) -> u8 {
         match self {
-            Self::NoAuthority | Self::Https | Self::HeadersTooLarge { .. } | Self::Misdirected { .. } => 0x01,
+            Self::NoAuthority
+            | Self::Https
+            | Self::HeadersTooLarge { .. }
+            | Self::Body(_)
+            | Self::Misdirected { .. } => 0x01,
             Self::NotInClusterset(_) | Self::TooManyServices(_) => 0x02,
             Self::UnknownService(_) | Self::LookupTimedOut { .. } | Self::NoEndpoint { .. } => 0x04,
             Self::UnknownPort { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => 0x05,

@@ -14,6 +14,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::failure;
+
 /// What is kept for another attempt; a longer body is sent once.
 pub(crate) const REPLAY_LIMIT: usize = 64 * 1024;
 
@@ -60,6 +62,8 @@ pub(crate) struct Shared<B> {
     ended: bool,
     /// More was read than is kept.
     lost: bool,
+    /// How the caller's body failed.
+    failure: Option<String>,
     /// The newest attempt; older ones may not read any more.
     attempt: u32,
 }
@@ -77,6 +81,7 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
             trailers: None,
             ended: false,
             lost: false,
+            failure: None,
             attempt: 0,
         })))
     }
@@ -86,6 +91,14 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
         match self {
             Self::Empty => true,
             Self::Shared(shared) => !lock(shared).lost,
+        }
+    }
+
+    /// How the caller's own body failed, if it did: no fault of anybody who was sent it.
+    pub(crate) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Empty => None,
+            Self::Shared(shared) => lock(shared).failure.clone(),
         }
     }
 
@@ -112,7 +125,7 @@ impl<B: Body<Data = Bytes> + Unpin> Shared<B> {
             self.ended = true;
             return Poll::Ready(None);
         };
-        let frame = frame.inspect_err(|_| self.lost = true)?;
+        let frame = frame?;
         if let Some(data) = frame.data_ref() {
             if self.lost || self.kept_bytes + data.len() > REPLAY_LIMIT || self.kept.len() == FRAME_LIMIT {
                 self.lost = true;
@@ -169,8 +182,18 @@ where
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(state.poll_next(context));
+        let frame = match frame {
+            Some(Err(error)) => {
+                let error = error.into();
+                state.lost = true;
+                state.failure = Some(failure::describe(&*error));
+                return Poll::Ready(Some(Err(error)));
+            }
+            Some(Ok(frame)) => Some(Ok(frame)),
+            None => None,
+        };
         *next = if state.ended && state.trailers.is_some() { state.kept.len() + 1 } else { state.kept.len() };
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

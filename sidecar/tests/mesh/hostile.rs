@@ -95,3 +95,22 @@ async fn a_response_with_too_large_fields_fails_alone() {
     assert_eq!(said, (StatusCode::BAD_GATEWAY, "response-headers-too-large"), "{answer:?}");
     assert_undisturbed(half).await;
 }
+
+#[tokio::test]
+async fn a_malformed_body_is_the_callers_fault_and_the_endpoint_stays() {
+    let shop = shop().await;
+    let host = host("cart");
+    let head = format!("PUT http://{host}/ HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n");
+    let extension = format!("4;{}\r\nabcd\r\n0\r\n\r\n", "x".repeat(30 * 1024));
+    for body in ["ZZZ\r\n", "4\r\nabcd\r\nZZZ\r\n", &extension] {
+        // More often than it takes to eject an endpoint.
+        for _ in 0..8 {
+            let answer = shop.raw(format!("{head}{body}").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
+            assert!(answer.contains("isthmus-error: request-body\r\n"), "{answer}");
+        }
+    }
+    let metrics = shop.client.process.metrics_text().unwrap();
+    assert!(!metrics.contains("ejections_total{"), "{metrics}");
+    assert_eq!(client::get(shop.client.proxy(), &format!("http://{host}/")).await.status, StatusCode::OK);
+}
