@@ -191,6 +191,8 @@ pub struct Reconciler {
     peers_synced: bool,
     /// What is to be reported as applied, once it is written down.
     session_cursor: Option<SessionCursor>,
+    /// What was last written down as applied.
+    saved_cursor: SessionCursor,
     federator: LinkStatus,
     trust_bundle: LinkStatus,
     dirty: Dirty,
@@ -211,7 +213,7 @@ impl Reconciler {
             });
         }
         peers.apply(restored.peers, now.system);
-        let peers_synced = joined.is_none() || restored.session_cursor != SessionCursor::default();
+        let peers_synced = joined.is_none() || restored.peers_synced;
         let mut reconciler = Self {
             index: LocalIndex::new(facts.cluster.clone()),
             source: Arc::default(),
@@ -238,6 +240,7 @@ impl Reconciler {
             namespaces: Arc::default(),
             peers_synced,
             session_cursor: None,
+            saved_cursor: restored.session_cursor,
             federator: LinkStatus { last_applied: restored.applied_at, ..LinkStatus::default() },
             trust_bundle: LinkStatus::default(),
             dirty: Dirty { all: true, records: true, trust: true, snapshot: true, ..Dirty::default() },
@@ -275,6 +278,8 @@ impl Reconciler {
             Input::Joined(joined) => {
                 self.peers.change_trust(now.system, |trust| trust.pin(joined.root));
                 self.peers_synced = false;
+                self.saved_cursor = SessionCursor::default();
+                self.save.peers = true;
                 self.speak_as(*joined);
                 self.refresh_all_records();
                 self.dirty.all = true;

@@ -14,6 +14,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use mesh_runtime::{read_if_present, write_atomically};
 use prost::Message;
 use serde::Serialize;
@@ -25,6 +26,8 @@ const MAX_FILE_BYTES: u64 = 1 << 30;
 const FILE_MODE: u32 = 0o600;
 /// For what proxies of other users read.
 const PUBLIC_MODE: u32 = 0o644;
+/// Begins a file that has a SHA-256 digest and then its message.
+const SEAL: &[u8] = b"sealed-1";
 
 /// A state file that cannot be used. It is never overwritten: an operator decides what becomes of it.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +91,17 @@ impl StateDirectory {
         parsed.map(Some).map_err(|error| StateError::Content { path: self.path(name), what: error.to_string() })
     }
 
-    /// A protobuf file's message, if it is there.
+    /// The message of a file that [`sealed_bytes`] made, if it is there.
     ///
     /// # Errors
-    /// [`StateError`]
+    /// [`StateError`]; also for a file that is empty or lacks a part.
     pub fn read_message<M: Message + Default>(&self, name: &str) -> Result<Option<M>, StateError> {
         let Some(bytes) = self.read(name)? else { return Ok(None) };
-        let parsed = M::decode(bytes.as_slice());
+        let Some(content) = unsealed(&bytes) else {
+            let what = "the content does not match its digest: damaged, or cut".to_owned();
+            return Err(StateError::Content { path: self.path(name), what });
+        };
+        let parsed = M::decode(content);
         parsed.map(Some).map_err(|error| StateError::Content { path: self.path(name), what: error.to_string() })
     }
 
@@ -118,6 +125,19 @@ impl StateDirectory {
         let path = self.path(name);
         write_atomically(&path, bytes, mode).map_err(|source| StateError::File { path, source })
     }
+}
+
+/// A message's bytes behind their digest, for [`StateDirectory::write`]: a cut between two fields, or an empty file, is a
+/// valid message otherwise.
+#[must_use]
+pub fn sealed_bytes(message: &impl Message) -> Vec<u8> {
+    let content = message.encode_to_vec();
+    [SEAL, digest(&SHA256, &content).as_ref(), &content].concat()
+}
+
+fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
+    let (sum, content) = bytes.strip_prefix(SEAL)?.split_at_checked(SHA256.output_len())?;
+    (digest(&SHA256, content).as_ref() == sum).then_some(content)
 }
 
 /// A file's content as JSON, for [`StateDirectory::write`].

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use federation::{Gateway, GatewayAddress, Locality, ServiceId};
 use federation_api::client::federation::SessionCursor;
 use federation_api::federation::v1::Publish;
 use federation_api::record::v1::Signed;
 use federation_api::trust::v1::WatchResponse;
-use prost::Message as _;
 use serde::{Deserialize, Serialize};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Effects, Reconciler};
-use crate::state::{StateDirectory, StateError, json_bytes};
+use crate::state::{StateDirectory, StateError, json_bytes, sealed_bytes};
 use crate::vips::SavedVips;
 
 /// The state files' names.
@@ -39,6 +41,8 @@ pub struct Restored {
     pub peers: Vec<Signed>,
     /// How far they were applied.
     pub session_cursor: SessionCursor,
+    /// A full state was applied once, and the records are all there.
+    pub peers_synced: bool,
     /// When.
     pub applied_at: Option<SystemTime>,
     /// Own records.
@@ -83,35 +87,75 @@ struct SavedCursor {
     revision: u64,
     namespaces: Vec<String>,
     applied_at_unix_ms: u64,
+    /// A full state was applied.
+    synced: bool,
+    /// Of the records' file: with any other one the cursor would skip what that lacks.
+    peers_digest: String,
 }
 
 impl Restored {
-    /// Reads what there is.
+    /// Reads what there is. Records that are lost come again: other clusters' with a full snapshot, own ones by being
+    /// signed anew.
     ///
     /// # Errors
-    /// A file is there and cannot be used: better to stop than to start from nothing.
+    /// Another file is there and cannot be used: better to stop than to forget who is shut out, or the clusterset IPs.
     pub fn read(state: &StateDirectory) -> Result<Self, StateError> {
         let local: SavedLocal = state.read_json(files::LOCAL)?.unwrap_or_default();
-        let cursor: SavedCursor = state.read_json(files::PEERS_CURSOR)?.unwrap_or_default();
-        let records = |name| Ok::<_, StateError>(state.read_message::<Publish>(name)?.unwrap_or_default().records);
+        let (peers, cursor) = read_peers(state)?;
+        let published = usable(state.read_message::<Publish>(files::PUBLISHED))?;
+        if published.is_none() && !cursor.incarnation.is_empty() {
+            warn!(file = %state.path(files::PUBLISHED).display(), "own records are not there: they are signed anew");
+        }
         let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds.min(1 << 40));
         let first_seen = local.first_seen_unix_seconds.into_iter();
         let applied_at = UNIX_EPOCH + Duration::from_millis(cursor.applied_at_unix_ms.min(1 << 50));
         Ok(Self {
             trust: state.read_message(files::TRUST)?.unwrap_or_default(),
-            peers: records(files::PEERS)?,
+            peers,
+            peers_synced: cursor.synced,
             applied_at: (cursor.applied_at_unix_ms > 0).then_some(applied_at),
             session_cursor: SessionCursor {
                 incarnation: cursor.incarnation,
                 revision: cursor.revision,
                 namespaces: cursor.namespaces.iter().filter_map(|name| name.parse().ok()).collect(),
             },
-            published: records(files::PUBLISHED)?,
+            published: published.unwrap_or_default().records,
             gateways: local.gateways.into_iter().map(Gateway::from).collect(),
             first_seen: first_seen.filter_map(|(id, seconds)| Some((id.parse().ok()?, at(seconds)))).collect(),
             vips: local.vips,
         })
     }
+}
+
+/// Other clusters' records, and the cursor if it is of just these.
+fn read_peers(state: &StateDirectory) -> Result<(Vec<Signed>, SavedCursor), StateError> {
+    let cursor: Option<SavedCursor> = usable(state.read_json(files::PEERS_CURSOR))?;
+    let sum = state.read(files::PEERS)?.map(|bytes| digest_text(&bytes));
+    let peers = usable(state.read_message::<Publish>(files::PEERS))?;
+    if sum.is_none() && cursor.is_none() {
+        return Ok(Default::default());
+    }
+    let cursor = cursor.filter(|cursor| peers.is_some() && sum.as_ref() == Some(&cursor.peers_digest));
+    if cursor.is_none() {
+        let file = state.path(files::PEERS);
+        warn!(file = %file.display(), "other clusters' records are not all there: a full snapshot is asked for");
+    }
+    Ok((peers.unwrap_or_default().records, cursor.unwrap_or_default()))
+}
+
+/// A damaged file counts as missing.
+fn usable<T>(read: Result<Option<T>, StateError>) -> Result<Option<T>, StateError> {
+    match read {
+        Err(error @ StateError::Content { .. }) => {
+            warn!(%error, "a state file is not used");
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
+fn digest_text(bytes: &[u8]) -> String {
+    STANDARD.encode(digest(&SHA256, bytes))
 }
 
 impl From<SavedGateway> for Gateway {
@@ -129,24 +173,29 @@ impl Reconciler {
             add_json(effects, files::LOCAL, &self.saved_local());
         }
         if unsaved.trust {
-            effects.files.push((files::TRUST, self.peers.trust().to_message().encode_to_vec()));
+            effects.files.push((files::TRUST, sealed_bytes(&self.peers.trust().to_message())));
         }
         if unsaved.published
             && let Some(publications) = &self.publications
         {
-            effects.files.push((files::PUBLISHED, Publish { records: publications.envelopes() }.encode_to_vec()));
+            effects.files.push((files::PUBLISHED, sealed_bytes(&Publish { records: publications.envelopes() })));
         }
         if unsaved.peers {
-            effects.files.push((files::PEERS, Publish { records: self.peers.envelopes() }.encode_to_vec()));
-        }
-        // After the records: a cursor without them would skip them.
-        if let Some(cursor) = &effects.session_applied {
+            if let Some(cursor) = &effects.session_applied {
+                self.saved_cursor.clone_from(cursor);
+            }
+            let bytes = sealed_bytes(&Publish { records: self.peers.envelopes() });
+            let peers_digest = digest_text(&bytes);
+            effects.files.push((files::PEERS, bytes));
+            let cursor = &self.saved_cursor;
             let since_epoch = self.federator.last_applied.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
             let saved = SavedCursor {
                 incarnation: cursor.incarnation.clone(),
                 revision: cursor.revision,
                 namespaces: cursor.namespaces.iter().map(ToString::to_string).collect(),
                 applied_at_unix_ms: since_epoch.map_or(0, |at| u64::try_from(at.as_millis()).unwrap_or(u64::MAX)),
+                synced: self.peers_synced && self.publications.is_some(),
+                peers_digest,
             };
             add_json(effects, files::PEERS_CURSOR, &saved);
         }

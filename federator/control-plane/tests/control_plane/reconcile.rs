@@ -490,6 +490,45 @@ fn a_restart_takes_up_everything_and_signs_nothing_anew() {
 }
 
 #[test]
+fn records_that_are_not_all_there_are_asked_for_again() {
+    let mut world = World::shop();
+    let mut west = Peer::new(&world.root, "west");
+    world.trust(&[&west], Vec::new(), None);
+    let cursor = SessionCursor { incarnation: "i".to_owned(), revision: 7, ..SessionCursor::default() };
+    let records = vec![west.export("shop/cart", |_| {}), west.export("shop/ads", |_| {})];
+    world.tell(Input::Session(SessionInput::Changes(records, cursor.clone())));
+    world.tell(Input::Session(SessionInput::SnapshotComplete(vec!["shop".parse().unwrap()], cursor)));
+    // Written without news of the session: the cursor goes with it all the same.
+    world.trust(&[&west], Vec::new(), None);
+    let directory = tempfile::tempdir().unwrap();
+    let state = control_plane::state::StateDirectory::open(directory.path()).unwrap();
+    let write = || world.files.iter().for_each(|(name, bytes)| state.write(name, bytes).unwrap());
+    let read = || Restored::read(&state).unwrap();
+    write();
+    assert!(read().peers_synced && read().session_cursor.revision == 7 && !read().published.is_empty());
+    let peers = &world.files["peers.bin"];
+    let damages: [Option<&[u8]>; 4] = [None, Some(&[]), Some(&peers[..peers.len() / 2]), Some(&peers[..40])];
+    for damage in damages {
+        for name in ["peers.bin", "peers.json", "published.bin"] {
+            write();
+            match damage {
+                Some(bytes) => state.write(name, bytes).unwrap(),
+                None => std::fs::remove_file(state.path(name)).unwrap(),
+            }
+            let restored = read();
+            if name == "published.bin" {
+                assert!(restored.published.is_empty() && restored.peers_synced);
+                continue;
+            }
+            assert!(!restored.peers_synced && restored.session_cursor == SessionCursor::default(), "{name}");
+            let mut again = reconciler(&world.root, &world.own, restored, true, world.now);
+            again.handle(Input::Source(SourceUpdate { synced: true, ..SourceUpdate::default() }), world.now);
+            assert!(!again.flush(world.now).snapshot.unwrap().synced);
+        }
+    }
+}
+
+#[test]
 fn a_cluster_that_has_not_joined_serves_itself() {
     let mut world = World::new(false);
     world.apply(SHOP);
