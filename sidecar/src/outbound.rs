@@ -27,7 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
-pub(crate) use destination::{Destination, Name};
+pub(crate) use destination::{Destination, Name, may_be_vip, port_of};
 pub(crate) use refusal::Refusal;
 
 use crate::metrics::{Answered, Direction, Metrics};

@@ -21,7 +21,7 @@ use federation::ServiceHost;
 use federation_api::client::discovery::{Discovery, MAX_HOSTS};
 use tokio::sync::watch;
 
-use crate::outbound::{Destination, Name, Refusal};
+use crate::outbound::{Destination, Name, Refusal, may_be_vip};
 use crate::routing::route::Route;
 use crate::service::Service;
 
@@ -115,6 +115,11 @@ impl Router {
     }
 
     async fn look_up(&self, destination: &Destination) -> Result<Arc<Route>, Refusal> {
+        if let Name::Address(address) = destination.name
+            && !may_be_vip(address)
+        {
+            return Err(Refusal::NotInClusterset(address.to_string()));
+        }
         let deadline = self.shared.lookup_deadline;
         let answer = async {
             let mut revision = self.shared.revision.subscribe();

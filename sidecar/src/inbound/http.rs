@@ -22,6 +22,7 @@ use tracing::{Instrument, Span, debug, field};
 use crate::headers;
 use crate::inbound::application::{ApplicationBody, ApplicationError};
 use crate::inbound::{Caller, Inbound, Stream};
+use crate::outbound::port_of;
 use crate::outbound::replay::BodyError;
 use crate::service::Binding;
 use crate::telemetry::{Access, WayMetrics};
@@ -171,7 +172,7 @@ impl Session {
         let host = authority.host().strip_suffix('.').unwrap_or(authority.host());
         let bound = host.eq_ignore_ascii_case(&self.binding.host_text)
             && !authority.as_str().contains('@')
-            && authority.port().is_none_or(|port| port.as_str() == self.binding.port.port.to_string());
+            && port_of(&authority).is_ok_and(|port| port.is_none_or(|port| port == self.binding.port.port));
         if bound { Ok(authority) } else { Err(misdirected(authority.as_str())) }
     }
 

@@ -36,6 +36,32 @@ pub(crate) struct Destination {
     pub(crate) port: u16,
 }
 
+/// Where clusters allocate the addresses of services unless they are told otherwise, of IPv4's reserved class E; of IPv6 all unique
+/// local addresses (RFC 4193) may be theirs.
+const VIPS_FIRST_OCTET: u8 = 241;
+
+/// Whether an address may be a service's. Nobody needs to be asked about others.
+pub(crate) fn may_be_vip(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.octets()[0] == VIPS_FIRST_OCTET,
+        IpAddr::V6(address) => address.is_unique_local(),
+    }
+}
+
+/// The port that an authority names, if any; an empty one is none (RFC 3986, section 3.2.3).
+pub(crate) fn port_of(authority: &Authority) -> Result<Option<u16>, Refusal> {
+    let text = authority.as_str();
+    let after_user = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+    let Some(port) = after_user.strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':')) else {
+        return Ok(None);
+    };
+    if port.is_empty() {
+        return Ok(None);
+    }
+    let number = port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok()).flatten();
+    number.map(Some).ok_or_else(|| Refusal::Port(port.chars().take(32).collect()))
+}
+
 impl fmt::Display for Destination {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
@@ -51,7 +77,7 @@ impl Destination {
     pub(crate) fn new(host: &str, port: u16) -> Result<Self, Refusal> {
         let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         let name = match literal.parse::<IpAddr>() {
-            Ok(address) => Name::Address(address),
+            Ok(address) => Name::Address(address.to_canonical()),
             Err(_) => Name::Host(host.parse().map_err(|_| not_in_clusterset(host))?),
         };
         Ok(Self { name, port })
@@ -62,7 +88,7 @@ impl Destination {
         if authority.as_str().contains('@') {
             return Err(not_in_clusterset(authority.as_str()));
         }
-        let port = authority.port_u16().or(default_port).ok_or(Refusal::NoAuthority)?;
+        let port = port_of(authority)?.or(default_port).ok_or(Refusal::NoAuthority)?;
         Self::new(authority.host(), port)
     }
 
@@ -71,7 +97,8 @@ impl Destination {
         let authority = uri.authority().ok_or(Refusal::NoAuthority)?;
         match uri.scheme_str() {
             Some("http") | None => Self::from_authority(authority, Some(80)),
-            Some(_) => Err(Refusal::Https),
+            Some("https") => Err(Refusal::Https),
+            Some(other) => Err(Refusal::Scheme(other.chars().take(32).collect())),
         }
     }
 }
@@ -98,6 +125,15 @@ mod tests {
         assert_eq!(destination("http://[fd00::1]:81/").unwrap(), "[fd00::1]:81");
         assert_eq!(destination("/path").unwrap_err(), Refusal::NoAuthority);
         assert_eq!(destination("https://cart.shop.svc.clusterset.local/").unwrap_err(), Refusal::Https);
+        assert_eq!(
+            destination("ftp://cart.shop.svc.clusterset.local/").unwrap_err(),
+            Refusal::Scheme("ftp".to_owned())
+        );
+        assert_eq!(destination("http://241.0.0.7:/").unwrap(), "241.0.0.7:80");
+        assert_eq!(destination("http://241.0.0.7:0081/").unwrap(), "241.0.0.7:81");
+        assert_eq!(destination("http://[::ffff:241.0.0.7]:81/").unwrap(), "241.0.0.7:81");
+        assert_eq!(destination("http://241.0.0.7:99999/").unwrap_err(), Refusal::Port("99999".to_owned()));
+        assert_eq!(destination("http://[fd00::1]:65536/").unwrap_err(), Refusal::Port("65536".to_owned()));
         for foreign in ["http://example.com/", "http://a.b.svc.cluster.local/", "http://u@a.b.svc.clusterset.local/"] {
             assert!(matches!(destination(foreign).unwrap_err(), Refusal::NotInClusterset(_)), "{foreign}");
         }

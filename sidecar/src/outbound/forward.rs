@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use balance::Outcome;
+use federation::export::ApplicationProtocol;
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -118,6 +119,10 @@ impl<'a> Forwarding<'a> {
 
     /// Why the request cannot be sent at all.
     fn unfit(&self) -> Option<Refusal> {
+        if self.route.protocol == ApplicationProtocol::Tcp {
+            // The other side would refuse the session, and that would look like a failing endpoint.
+            return Some(Refusal::NotHttp { service: self.route.host.to_string(), port: self.route.port });
+        }
         let uri = &self.parts.uri;
         let path = uri.path_and_query().map_or("", PathAndQuery::as_str);
         let authority = uri.authority().map_or("", Authority::as_str);

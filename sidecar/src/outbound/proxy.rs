@@ -19,7 +19,7 @@ use tracing::debug;
 
 use crate::headers;
 use crate::outbound::Outbound;
-use crate::outbound::destination::{Destination, Name};
+use crate::outbound::destination::{Destination, Name, port_of};
 use crate::outbound::forward::forward;
 use crate::outbound::refusal::Refusal;
 use crate::outbound::response::ResponseBody;
@@ -113,7 +113,8 @@ type Refused = (Refusal, HeaderMap);
 async fn absolute(outbound: &Outbound, request: Request<Incoming>) -> Result<Response<ResponseBody>, Refused> {
     if request.uri().scheme() == Some(&Scheme::HTTP)
         && let Some(authority) = request.uri().authority()
-        && let Some(route) = outbound.router.find(authority.host(), authority.port_u16().unwrap_or(80))
+        && let Ok(port) = port_of(authority)
+        && let Some(route) = outbound.router.find(authority.host(), port.unwrap_or(80))
         && !authority.as_str().contains('@')
     {
         let authority = authority.clone();
@@ -149,7 +150,10 @@ fn authority_in_tunnel(route: &Route, asked: Option<&str>) -> Result<Authority, 
     let misdirected =
         || Refusal::Misdirected { tunnel: route.authority().to_string(), asked: asked.chars().take(253).collect() };
     let authority: Authority = asked.parse().map_err(|_| misdirected())?;
-    let destination = Destination::from_authority(&authority, Some(route.port)).map_err(|_| misdirected())?;
+    let destination = Destination::from_authority(&authority, Some(route.port)).map_err(|refusal| match refusal {
+        Refusal::Port(_) => refusal,
+        _ => misdirected(),
+    })?;
     match destination.name {
         _ if destination.port != route.port => Err(misdirected()),
         Name::Host(host) if host == route.host => Ok(authority),

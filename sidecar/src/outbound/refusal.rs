@@ -24,6 +24,22 @@ pub(crate) enum Refusal {
     /// TLS belongs to the sidecars.
     #[error("https is not carried: ask for http, the sidecars encrypt and authenticate the way")]
     Https,
+    /// Neither http nor https.
+    #[error("scheme {0:?} is not carried: ask for http, or CONNECT to the port")]
+    Scheme(String),
+    /// Not a number from 0 to 65535.
+    #[error("{0:?} is no port")]
+    Port(String),
+    /// A request to a port whose bytes are opaque.
+    #[error(
+        "port {port} of {service} is declared as TCP, not as HTTP: use CONNECT or SOCKS5, or export it with an HTTP appProtocol"
+    )]
+    NotHttp {
+        /// Its host name.
+        service: String,
+        /// What was asked for.
+        port: u16,
+    },
     /// More fields than the mesh carries.
     #[error(
         "the request's header fields are too large: {limit} bytes at most, with its URI and 32 bytes for each field"
@@ -98,6 +114,9 @@ impl Refusal {
             Self::NoAuthority => "no-authority",
             Self::NotInClusterset(_) => "not-in-clusterset",
             Self::Https => "https",
+            Self::Scheme(_) => "scheme",
+            Self::Port(_) => "port",
+            Self::NotHttp { .. } => "not-http",
             Self::HeadersTooLarge { .. } => "headers-too-large",
             Self::Body(_) => "request-body",
             Self::UnknownService(_) => "unknown-service",
@@ -114,7 +133,12 @@ impl Refusal {
     /// As an HTTP status.
     pub(crate) const fn status(&self) -> StatusCode {
         match self {
-            Self::NoAuthority | Self::Https | Self::Body(_) => StatusCode::BAD_REQUEST,
+            Self::NoAuthority
+            | Self::Https
+            | Self::Scheme(_)
+            | Self::Port(_)
+            | Self::NotHttp { .. }
+            | Self::Body(_) => StatusCode::BAD_REQUEST,
             Self::NotInClusterset(_) => StatusCode::FORBIDDEN,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnknownService(_) | Self::UnknownPort { .. } | Self::Interrupted { .. } => StatusCode::BAD_GATEWAY,
@@ -131,6 +155,9 @@ impl Refusal {
         match self {
             Self::NoAuthority
             | Self::Https
+            | Self::Scheme(_)
+            | Self::Port(_)
+            | Self::NotHttp { .. }
             | Self::HeadersTooLarge { .. }
             | Self::Body(_)
             | Self::Misdirected { .. } => 0x01,

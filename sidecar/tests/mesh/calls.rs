@@ -74,7 +74,12 @@ async fn what_is_not_in_the_clusterset_is_refused_by_name() {
         ("http://cart.shop.svc.cluster.local/", StatusCode::FORBIDDEN, "not-in-clusterset"),
         ("http://nobody.shop.svc.clusterset.local/", StatusCode::BAD_GATEWAY, "unknown-service"),
         ("http://cart.shop.svc.clusterset.local:81/", StatusCode::BAD_GATEWAY, "unknown-port"),
-        ("http://cart.shop.svc.clusterset.local:6379/", StatusCode::SERVICE_UNAVAILABLE, "no-endpoint"),
+        ("http://cart.shop.svc.clusterset.local:6379/", StatusCode::BAD_REQUEST, "not-http"),
+        ("http://cart.shop.svc.clusterset.local:99999/", StatusCode::BAD_REQUEST, "port"),
+        ("ftp://cart.shop.svc.clusterset.local/", StatusCode::BAD_REQUEST, "scheme"),
+        ("http://8.8.8.8/", StatusCode::FORBIDDEN, "not-in-clusterset"),
+        ("http://127.0.0.1:22/", StatusCode::FORBIDDEN, "not-in-clusterset"),
+        ("http://[2001:db8::1]/", StatusCode::FORBIDDEN, "not-in-clusterset"),
         ("https://cart.shop.svc.clusterset.local/", StatusCode::BAD_REQUEST, "https"),
         ("/path", StatusCode::BAD_REQUEST, "no-authority"),
     ];
@@ -83,6 +88,8 @@ async fn what_is_not_in_the_clusterset_is_refused_by_name() {
         assert_eq!((answer.status, answer.header("isthmus-error")), (status, code), "{uri}");
         assert!(answer.body.starts_with("isthmus: "), "{uri}: {}", answer.body);
     }
+    let (code, _) = client::connect(client.proxy(), "cart.shop.svc.clusterset.local:6379").await;
+    assert_eq!(code, 503, "a port that no cluster's endpoints have");
 }
 
 #[tokio::test]

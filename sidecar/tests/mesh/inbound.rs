@@ -114,10 +114,12 @@ async fn an_authority_of_another_service_is_misdirected() {
     let misdirected = StatusCode::MISDIRECTED_REQUEST;
     assert_eq!(status("http://cart.shop.svc.clusterset.local/", &[]).await, StatusCode::OK);
     assert_eq!(status("http://Cart.shop.svc.clusterset.local:80/", &[]).await, StatusCode::OK);
+    assert_eq!(status("http://cart.shop.svc.clusterset.local:0080/", &[]).await, StatusCode::OK);
+    assert_eq!(status("http://cart.shop.svc.clusterset.local:99999/", &[]).await, misdirected);
     assert_eq!(status("http://cart.shop.svc.clusterset.local:81/", &[]).await, misdirected);
     assert_eq!(status("http://other.shop.svc.clusterset.local/", &[]).await, misdirected);
     assert_eq!(status("http://localhost/", &[]).await, misdirected);
-    assert_eq!(application.requests(), 2);
+    assert_eq!(application.requests(), 3);
 }
 
 #[tokio::test]

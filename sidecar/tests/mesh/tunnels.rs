@@ -97,6 +97,9 @@ async fn tunnels_to_elsewhere_are_refused_in_the_protocols_own_words() {
     let shop = shop().await;
     for (authority, expected) in [
         ("example.com:443", 403),
+        ("8.8.8.8:443", 403),
+        ("127.0.0.1:22", 403),
+        ("cart.shop.svc.clusterset.local:99999", 400),
         ("nobody.shop.svc.clusterset.local:80", 502),
         ("cart.shop.svc.clusterset.local:1", 502),
     ] {
@@ -109,6 +112,8 @@ async fn tunnels_to_elsewhere_are_refused_in_the_protocols_own_words() {
         let (reply, _) = client::socks(shop.client.proxy(), &socks_name(host), port).await;
         assert_eq!(reply, expected, "{host}:{port}");
     }
+    let (reply, _) = client::socks(shop.client.proxy(), &[1, 127, 0, 0, 1], 22).await;
+    assert_eq!(reply, 2);
     let (reply, _) = client::socks(shop.client.proxy(), &[9, 0, 0], 1).await;
     assert_eq!(reply, 8);
 }
