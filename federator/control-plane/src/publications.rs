@@ -3,8 +3,8 @@
 //! Pure. A record is signed again only when its content changes, so a restart sends no burst of news; a record that is no
 //! longer wanted is replaced by a signed withdrawal, never by silence. Each batch ends with new heads.
 
-use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
 
 use federation::RecordKey;
 use federation_api::federation::v1::refusal::Reason;
@@ -17,6 +17,8 @@ use federation_api::verify::VerifiedMember;
 
 /// Withdrawals that are kept to be said again, at most; the oldest go first.
 const MAX_WITHDRAWALS: usize = 4_096;
+/// Refused records are signed again at most this often.
+const SIGN_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the federator answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,9 @@ pub struct Publications {
     speaker: Speaker,
     clock: SequenceClock,
     records: BTreeMap<RecordKey, Own>,
+    /// The federator holds something newer under these keys: what is held here went back in time.
+    behind: BTreeSet<RecordKey>,
+    signed_again: Option<Instant>,
 }
 
 impl Publications {
@@ -57,7 +62,7 @@ impl Publications {
             let own = Own { payload: statement.payload, sequence: statement.sequence, signed, answer: Answer::Pending };
             records.insert(statement.key, own);
         }
-        Self { speaker, clock, records }
+        Self { speaker, clock, records, behind: BTreeSet::new(), signed_again: None }
     }
 
     /// Says `wanted` from now on: all records that are to be live, but bundle and heads. Returns what is newly signed.
@@ -95,10 +100,44 @@ impl Publications {
                 continue;
             }
             let answer = result.refusal.as_ref().map_or(Answer::Stored, |refusal| Answer::Refused(describe(refusal)));
+            let reason = result.refusal.as_ref().map(Refusal::reason);
+            if matches!(reason, Some(Reason::Stale | Reason::Equivocation)) {
+                self.behind.insert(key);
+            }
             changed |= own.answer != answer;
             own.answer = answer;
         }
         changed
+    }
+
+    /// When [`sign_again`](Self::sign_again) has something to do.
+    #[must_use]
+    pub fn sign_again_due(&self, now: Instant) -> Option<Instant> {
+        (!self.behind.is_empty()).then(|| self.signed_again.map_or(now, |at| at + SIGN_AGAIN))
+    }
+
+    /// Signs anew, with higher sequences, what was refused for something newer of this cluster's own: its state came
+    /// from a backup. The heads are of what is signed then.
+    ///
+    /// # Errors
+    /// [`SignError`]
+    pub fn sign_again(&mut self, now: Instant, system: SystemTime) -> Result<Vec<Signed>, SignError> {
+        let mut news = Vec::new();
+        if self.sign_again_due(now).is_none_or(|due| due > now) {
+            return Ok(news);
+        }
+        self.signed_again = Some(now);
+        let mut behind = std::mem::take(&mut self.behind);
+        behind.remove(&RecordKey::Heads);
+        for key in behind {
+            if let Some(own) = self.records.get(&key) {
+                let payload = own.payload.clone();
+                news.push(self.sign(&key, payload, system)?);
+            }
+        }
+        let heads = Payload::Heads(self.heads());
+        news.push(self.sign(&RecordKey::Heads, heads, system)?);
+        Ok(news)
     }
 
     /// What the federator answered to the record of a key.

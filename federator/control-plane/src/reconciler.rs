@@ -292,7 +292,9 @@ impl Reconciler {
     /// When [`flush`](Self::flush) has something to do though nothing happens.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
-        self.told.values().filter_map(|told| told.reporter.next_due()).min()
+        let again = self.publications.as_ref().filter(|_| self.source_synced);
+        let again = again.and_then(|publications| publications.sign_again_due(Instant::now()));
+        self.told.values().filter_map(|told| told.reporter.next_due()).chain(again).min()
     }
 
     fn speak_as(&mut self, joined: Joined) {

@@ -9,7 +9,7 @@ use federation_api::client::trust::TrustCursor;
 use federation_api::payload::Payload;
 use federation_api::record::v1::Signed;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Now, Reconciler};
 use crate::resources::{self, MeshFacts};
@@ -87,6 +87,18 @@ impl Reconciler {
                 }
             }
             self.dirty.snapshot = true;
+        }
+        if let Some(publications) = &mut self.publications {
+            match publications.sign_again(now.instant, now.system) {
+                Ok(news) if news.is_empty() => {}
+                Ok(news) => {
+                    warn!(records = news.len(), "the federator has newer records of this cluster: signed again");
+                    self.save.published = true;
+                    // Later ones replace earlier ones of the same keys.
+                    effects.publish.extend(news);
+                }
+                Err(error) => error!(%error, "own records cannot be signed"),
+            }
         }
         if self.publish_all
             && let Some(publications) = &self.publications

@@ -529,6 +529,33 @@ fn records_that_are_not_all_there_are_asked_for_again() {
 }
 
 #[test]
+fn what_is_refused_for_something_newer_is_signed_again_once_a_second() {
+    let mut world = World::shop();
+    let refuse = |world: &mut World, reason: Reason| {
+        let said = world.said("exports/shop/cart").unwrap();
+        let refusal = Some(Refusal { reason: reason.into(), ..Refusal::default() });
+        let result = PublishResult { key: said.key.to_string(), sequence: said.sequence, revision: 0, refusal };
+        let effects = world.tell(Input::Session(SessionInput::Published(vec![result])));
+        (said, effects.publish)
+    };
+    for reason in [Reason::Stale, Reason::Equivocation] {
+        world.now.instant += Duration::from_secs(2);
+        let (before, published) = refuse(&mut world, reason);
+        let keys: Vec<_> = published.iter().map(|it| world.own.verified.verify(it).unwrap().key.to_string()).collect();
+        assert_eq!(keys, ["exports/shop/cart", "heads"]);
+        let after = world.said("exports/shop/cart").unwrap();
+        assert!(after.sequence > before.sequence && after.payload == before.payload);
+        assert!(world.flush().publish.is_empty(), "once for each refusal");
+    }
+    let (_, published) = refuse(&mut world, Reason::Stale);
+    assert!(published.is_empty() && world.reconciler.next_due().is_some(), "once a second");
+    world.now.instant += Duration::from_secs(1);
+    assert_eq!(world.flush().publish.len(), 2);
+    world.now.instant += Duration::from_secs(2);
+    assert!(refuse(&mut world, Reason::NotDelegated).1.is_empty(), "another signature changes nothing there");
+}
+
+#[test]
 fn a_cluster_that_has_not_joined_serves_itself() {
     let mut world = World::new(false);
     world.apply(SHOP);
