@@ -149,6 +149,8 @@ impl Setting {
                 command
             }
         };
+        // The one before may still have a worker that is about to end, and would answer for this one.
+        until(|| std::net::TcpStream::connect(self.listen).is_err())?;
         let running = spawn(command).with_context(|| format!("starting {}", peer.name()))?;
         until_listening(self.listen).with_context(|| format!("starting {}", peer.name()))?;
         Ok(Some(running))
@@ -317,10 +319,14 @@ fn spawn(mut command: Command) -> anyhow::Result<Running> {
 }
 
 fn until_listening(address: SocketAddr) -> anyhow::Result<()> {
+    until(|| std::net::TcpStream::connect(address).is_ok()).with_context(|| format!("nobody listens on {address}"))
+}
+
+fn until(holds: impl Fn() -> bool) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(20);
-    while std::net::TcpStream::connect(address).is_err() {
+    while !holds() {
         if Instant::now() > until {
-            bail!("nobody listens on {address}");
+            bail!("not within 20 seconds");
         }
         std::thread::sleep(Duration::from_millis(20));
     }
