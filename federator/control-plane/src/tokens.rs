@@ -78,7 +78,8 @@ impl TokenKey {
     /// # Errors
     /// [`TokenKeyError`]
     pub fn open_or_create(state: &StateDirectory, trust_domain: &str) -> Result<Self, TokenKeyError> {
-        let unusable = |error: &dyn std::fmt::Display| TokenKeyError::Key(error.to_string());
+        let unusable =
+            |error: &dyn std::fmt::Display| TokenKeyError::Key(format!("{}: {error}", state.path(FILE).display()));
         let der = match state.read(FILE)? {
             Some(der) => der,
             None => {
@@ -208,6 +209,10 @@ mod tests {
         assert!(elsewhere.check(&token).is_err());
         let other = tempfile::tempdir().unwrap();
         let stranger = StateDirectory::open(other.path()).unwrap();
+        stranger.write(FILE, b"damaged").unwrap();
+        let refused = TokenKey::open_or_create(&stranger, "east.mesh.example").err().unwrap().to_string();
+        assert!(refused.contains(stranger.path(FILE).to_str().unwrap()), "{refused}");
+        std::fs::remove_file(stranger.path(FILE)).unwrap();
         let stranger = TokenKey::open_or_create(&stranger, "east.mesh.example").unwrap();
         assert!(key.check(&stranger.sign("shop", "cart", hour, now).unwrap()).is_err());
         let none = format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), token.split('.').nth(1).unwrap());
