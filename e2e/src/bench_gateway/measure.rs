@@ -23,6 +23,7 @@ pub(super) struct Sizes {
 
 /// Connections of the loads of small messages and of new connections.
 const CONCURRENCY: usize = 32;
+const BARE_SPLICE_IDLE: usize = 1000;
 /// From the last of the idle connections to the measurement of their idleness.
 const SETTLING: Duration = Duration::from_millis(5500);
 /// Idle connections that are opened at a time.
@@ -77,7 +78,9 @@ pub(super) async fn visit(setting: &Setting, peer: Peer, sizes: &Sizes) -> anyho
     let processes = running.as_ref().map_or_else(|| Processes::of(u32::MAX), |running| Processes::of(running.id()));
     let mut figures = Figures::default();
     // Before anything else grows the heap, which would hide what idle connections need.
-    idle(&target, &processes, sizes, &mut figures).await?;
+    // Each of the bare splice's holds two pipes: of more it would run out of descriptors.
+    let idle_connections = if peer == Peer::BareSplice { sizes.idle.min(BARE_SPLICE_IDLE) } else { sizes.idle };
+    idle(&target, &processes, idle_connections, sizes.idle_time, &mut figures).await?;
     load::bulk(&target, sizes.bulk_connections, sizes.bulk_bytes_each / 16).await?;
     bulk(&target, &processes, sizes, &mut figures).await?;
     connections(&target, &processes, sizes, &mut figures).await?;
@@ -129,10 +132,16 @@ async fn messages(target: &Target, processes: &Processes, sizes: &Sizes, figures
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-async fn idle(target: &Target, processes: &Processes, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
+async fn idle(
+    target: &Target,
+    processes: &Processes,
+    connections: usize,
+    time: Duration,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
     let before = processes.anonymous();
-    let mut streams: Vec<TcpStream> = Vec::with_capacity(sizes.idle);
-    while streams.len() < sizes.idle {
+    let mut streams: Vec<TcpStream> = Vec::with_capacity(connections);
+    while streams.len() < connections {
         let mut opening = JoinSet::new();
         for _ in 0..OPENING {
             let target = target.clone();
@@ -147,8 +156,8 @@ async fn idle(target: &Target, processes: &Processes, sizes: &Sizes, figures: &m
     // What follows an establishment is not idleness yet.
     tokio::time::sleep(SETTLING).await;
     let cpu = processes.cpu();
-    tokio::time::sleep(sizes.idle_time).await;
-    figures.idle_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e3 / sizes.idle_time.as_secs_f64();
+    tokio::time::sleep(time).await;
+    figures.idle_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e3 / time.as_secs_f64();
     drop(streams);
     // Until their ends are dealt with, which is not the next load's.
     tokio::time::sleep(Duration::from_millis(500)).await;
