@@ -18,7 +18,7 @@ use crate::outbound::Outbound;
 use crate::outbound::open::Trying;
 use crate::outbound::refusal::Refusal;
 use crate::outbound::replay::Replay;
-use crate::outbound::response::{InFlight, ResponseBody};
+use crate::outbound::response::{InFlight, Received, ResponseBody};
 use crate::routing::route::{Attempt, Route};
 use crate::session::path::Path;
 use crate::session::pool::Lease;
@@ -78,7 +78,7 @@ enum Tried {
 
 /// How the last attempt ended.
 enum Last {
-    Response(Response<Incoming>, Lease, Path),
+    Response(Response<Received>, Lease, Path),
     Failure(Refusal),
 }
 
@@ -151,7 +151,13 @@ impl<'a> Forwarding<'a> {
         let request = Request::from_parts(self.parts.clone(), self.body.attempt());
         let mut sender = lease.session().sender.clone();
         match sender.try_send_request(request).await {
-            Ok(response) => self.answered(attempt, lease, response),
+            Ok(response) => {
+                let (parts, body) = response.into_parts();
+                match Received::read(body, self.idempotent && self.body.replayable()).await {
+                    Ok(body) => self.answered(attempt, lease, Response::from_parts(parts, body)),
+                    Err(error) => self.failed(attempt, &lease, Failure::Broken, failure::describe(&error)),
+                }
+            }
             Err(mut error) => {
                 let returned = error.take_message().is_some();
                 let failure = match self.body.failure() {
@@ -164,7 +170,7 @@ impl<'a> Forwarding<'a> {
         }
     }
 
-    fn answered(&mut self, attempt: Attempt, lease: Lease, response: Response<Incoming>) -> Tried {
+    fn answered(&mut self, attempt: Attempt, lease: Lease, response: Response<Received>) -> Tried {
         let unprocessed = response.headers().contains_key(headers::UNPROCESSED);
         let mut outcome = outcome_of(&response);
         let caller_failed = if outcome == Outcome::GatewayError { self.body.failure() } else { None };
@@ -238,7 +244,7 @@ impl<'a> Forwarding<'a> {
         }
     }
 
-    fn answer(&mut self, response: Response<Incoming>, lease: Lease, path: &Path) -> Response<ResponseBody> {
+    fn answer(&mut self, response: Response<Received>, lease: Lease, path: &Path) -> Response<ResponseBody> {
         let (mut parts, body) = response.into_parts();
         let own_error = parts.headers.get(headers::ERROR).cloned();
         headers::clean_response(&mut parts.headers);
@@ -295,7 +301,7 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// What a response says about its endpoint.
-fn outcome_of(response: &Response<Incoming>) -> Outcome {
+fn outcome_of(response: &Response<Received>) -> Outcome {
     match response.status() {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
             Outcome::GatewayError

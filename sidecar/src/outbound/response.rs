@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Collected};
 use hyper::body::Incoming;
 
 use crate::session::pool::Lease;
@@ -23,12 +24,69 @@ impl InFlight {
     }
 }
 
+/// A response to a request that may be repeated is read to its end before the caller is told of it, when it has at most
+/// so many bytes and says so: it then breaks before it has begun.
+const READ_WHOLE: u64 = 16 * 1024;
+
+/// A response's body as it came from the other side.
+pub(crate) enum Received {
+    /// As it comes.
+    Streaming(Incoming),
+    /// Read to its end, with its trailers.
+    Whole(Box<Collected<Bytes>>),
+}
+
+impl Received {
+    /// Reads a small body to its end when `repeatable`; any other one streams.
+    ///
+    /// # Errors
+    /// The body broke.
+    pub(crate) async fn read(body: Incoming, repeatable: bool) -> Result<Self, hyper::Error> {
+        let small = body.size_hint().exact().is_some_and(|length| length <= READ_WHOLE);
+        if !repeatable || !small || body.is_end_stream() {
+            return Ok(Self::Streaming(body));
+        }
+        body.collect().await.map(Box::new).map(Self::Whole)
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            Self::Streaming(body) => Pin::new(body).poll_frame(context),
+            Self::Whole(body) => {
+                Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Streaming(body) => body.is_end_stream(),
+            Self::Whole(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Streaming(body) => body.size_hint(),
+            Self::Whole(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A response's body.
 pub(crate) enum ResponseBody {
     /// Made here.
     Own(Option<Bytes>),
     /// From the other side, as it comes; with its access event.
-    Stream(Incoming, InFlight),
+    Stream(Received, InFlight),
 }
 
 impl Body for ResponseBody {

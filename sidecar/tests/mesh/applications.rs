@@ -85,6 +85,23 @@ impl Application {
         .await
     }
 
+    /// HTTP/1.1 that breaks off every other answer in the middle of its body, and then the connection.
+    pub(crate) async fn breaking_off(name: &'static str) -> Self {
+        Self::start(move |mut stream, requests| async move {
+            let turn = requests.fetch_add(1, Ordering::SeqCst);
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let body = format!("{name} whole");
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let sent = if turn % 2 == 0 { answer.len() - 4 } else { answer.len() };
+            stream.write_all(&answer.as_bytes()[..sent]).await.unwrap();
+        })
+        .await
+    }
+
     /// Sends its name first, then echoes until the other side has ended, then says how many bytes came.
     pub(crate) async fn echo(name: &'static str) -> Self {
         Self::start(move |mut stream, requests| async move {

@@ -282,6 +282,25 @@ async fn a_server_with_a_wrong_identity_gets_nothing() {
 }
 
 #[tokio::test]
+async fn a_small_answer_that_breaks_off_is_asked_for_elsewhere_when_repeating_is_harmless() {
+    let east = Cluster::start("east").await;
+    let (breaking, well) = (Application::breaking_off("cart-1").await, Application::http1("cart-2").await);
+    let first = east.pod("cart-1", "cart", &[(HTTP, breaking.port())]).await;
+    let second = east.pod("cart-2", "cart", &[(HTTP, well.port())]).await;
+    east.imports(&[HTTP], vec![east.local(vec![east.endpoint(&first), east.endpoint(&second)], &[HTTP])]);
+    let client = east.pod("frontend-1", "frontend", &[]).await;
+    let mut connection = Client::connect(client.proxy()).await;
+    let uri = format!("http://{}/", host("cart"));
+    let mut asked = 0;
+    while breaking.requests() < 3 && asked < 200 {
+        let answer = connection.call(Method::GET, &uri, "", &[]).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        asked += 1;
+    }
+    assert!(breaking.requests() > 0, "nothing broke off in {asked} requests");
+}
+
+#[tokio::test]
 async fn an_unavailable_answer_is_retried_only_when_repeating_is_harmless() {
     let (_east, applications, _pods, client) = two_at_home().await;
     let mut connection = Client::connect(client.proxy()).await;
