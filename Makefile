@@ -30,8 +30,7 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --quiet
-	$(CARGO) test --quiet --package federation-api --package e2e --test generated
-	$(CARGO) test --quiet --package e2e --test layout
+	$(CARGO) test --locked --quiet --workspace --test generated --test layout
 
 ## dev: the quick loop for one crate, for example `make dev P=relay`
 dev:
