@@ -294,6 +294,7 @@ mod tests {
                     locality: Some(record::Locality { region: "r".to_owned(), zone: "a".to_owned() }),
                     ready: true,
                     identity: "spiffe://east.mesh.example/ns/shop/sa/cart".to_owned(),
+                    ..wire::Endpoint::default()
                 }],
                 ..wire::Cluster::default()
             }],

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use federation::ClusterName;
 use federation_api::trust::v1::trust_server::Trust;
 use federation_api::trust::v1::{
-    JoinRequest, JoinResponse, PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest,
-    RenewCertificateResponse, WatchRequest, WatchResponse,
+    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListWatchersRequest, ListWatchersResponse,
+    PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest, RenewCertificateResponse, WatchRequest,
+    WatchResponse, Watcher as WireWatcher,
 };
 use federation_store::{Revision, Store};
 use futures_util::Stream;
@@ -129,7 +130,21 @@ impl<S: Store> TrustService<S> {
         let bundle = bundle.ok_or_else(|| Status::invalid_argument("bundle must be set"))?;
         let revision = self.parts.membership.publish_bundle(&cluster, bundle).await?;
         info!(%cluster, revision, "bundle published");
-        Ok(PublishBundleResponse {})
+        Ok(PublishBundleResponse { epoch: revision })
+    }
+
+    fn list(&self, request: &Request<ListWatchersRequest>) -> Result<ListWatchersResponse, Status> {
+        self.authorize(request)?;
+        let watchers = self.parts.watchers.list().into_iter().map(|watcher| WireWatcher {
+            identity: watcher.peer.to_string(),
+            acknowledged: watcher.acknowledged.epoch,
+            pending_proxies: watcher.acknowledged.pending_proxies,
+            pending_count: watcher.acknowledged.pending_count,
+            connected_count: watcher.acknowledged.connected_count,
+            connected: true,
+            ..WireWatcher::default()
+        });
+        Ok(ListWatchersResponse { epoch: self.parts.state.borrow().epoch(), watchers: watchers.collect() })
     }
 
     /// Logs and counts a refusal.
@@ -182,6 +197,18 @@ impl<S: Store> Trust for TrustService<S> {
     ) -> Result<Response<PublishBundleResponse>, Status> {
         let caller = Caller::of(&request);
         self.answer("PublishBundle", &caller, self.put_bundle(&request).await)
+    }
+
+    async fn list_watchers(
+        &self,
+        request: Request<ListWatchersRequest>,
+    ) -> Result<Response<ListWatchersResponse>, Status> {
+        self.answer("ListWatchers", &Caller::of(&request), self.list(&request))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let refused = Err(Status::unimplemented("a membership ends by the operator's eviction only"));
+        self.answer("Leave", &Caller::of(&request), refused)
     }
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {

@@ -143,7 +143,7 @@ pub(crate) fn endpoint(id: &str, address: SocketAddr, zone: &str) -> wire::Endpo
         mesh_port: address.port().into(),
         locality: Some(record::Locality { region: "eu".to_owned(), zone: zone.to_owned() }),
         ready: true,
-        identity: String::new(),
+        ..wire::Endpoint::default()
     }
 }
 

@@ -67,6 +67,7 @@ pub fn service(import: &Import, vips: &[std::net::IpAddr], clusters: &[ExporterV
             .client_ip_affinity
             .map_or(0, |affinity| u32::try_from(affinity.as_secs()).unwrap_or(u32::MAX)),
         clusters: clusters.iter().filter(|cluster| cluster.trusted).map(|it| cluster(import, it)).collect(),
+        failover: None,
     };
     Arc::new(resource(service_name(&import.service), Content::Service(content)))
 }
@@ -100,6 +101,7 @@ fn endpoint(endpoint: &LocalEndpoint, trust_domain: &str, namespace: &str) -> En
         locality: Some((&endpoint.locality).into()),
         ready: endpoint.ready,
         identity: identity(trust_domain, namespace, &endpoint.service_account).unwrap_or_default(),
+        weight: 0,
     }
 }
 
@@ -155,6 +157,7 @@ pub fn workload(namespace: &str, service_account: &str, found: Option<&LocalWork
         service_account: service_account.to_owned(),
         locality: found.map(|workload| (&workload.locality).into()),
         bindings: found.into_iter().flat_map(|workload| &workload.bindings).map(binding).collect(),
+        policies: Vec::new(),
     };
     resource("workload".to_owned(), Content::Workload(content))
 }
@@ -196,6 +199,7 @@ pub fn mesh(facts: &MeshFacts<'_>) -> Arc<Resource> {
         federation_applied_at_ms: i64::try_from(stepped.saturating_mul(1000)).unwrap_or(i64::MAX),
         deny_list: facts.deny_list.cloned(),
         membership_root: facts.membership_root.map(<[u8]>::to_vec).unwrap_or_default(),
+        ..Mesh::default()
     };
     Arc::new(resource("mesh".to_owned(), wire::resource::Resource::Mesh(content)))
 }

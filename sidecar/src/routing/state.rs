@@ -148,7 +148,7 @@ impl State {
             }
             Some(Kind::Mesh(mesh)) => self.mesh(mesh),
             // Gateways' resources, and those of a later version.
-            Some(Kind::Route(_)) | None => Ok(()),
+            Some(Kind::Route(_) | Kind::Remote(_)) | None => Ok(()),
         }
     }
 

@@ -159,6 +159,7 @@ impl Cluster {
             service_account: account.to_owned(),
             locality: Some(self.locality()),
             bindings: bindings.collect(),
+            ..Workload::default()
         };
         self.state().set(&format!("workload@{name}"), Kind::Workload(workload));
     }
@@ -186,6 +187,7 @@ impl Cluster {
             locality: Some(self.locality()),
             ready: true,
             identity: self.identity(account),
+            ..Endpoint::default()
         }
     }
 

@@ -96,7 +96,12 @@ struct TrustConnection {
 impl TrustConnection {
     fn start(&mut self) -> WatchRequest {
         let cursor = self.acks.borrow_and_update().cursor.clone();
-        let start = WatchStart { versions: vec![VERSION], incarnation: cursor.incarnation, epoch: cursor.epoch };
+        let start = WatchStart {
+            versions: vec![VERSION],
+            incarnation: cursor.incarnation,
+            epoch: cursor.epoch,
+            ..WatchStart::default()
+        };
         WatchRequest { request: Some(WatchKind::Start(start)) }
     }
 

@@ -118,12 +118,12 @@ pub struct WatchResponse {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resource {
-    /// "service/<host>", "route/<host>", "trust/<trust domain>", "workload", "mesh".
+    /// "service/<host>", "route/<host>", "trust/<trust domain>", "workload", "mesh", "remote/<cluster>".
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(bytes = "vec", tag = "2")]
     pub version: ::prost::alloc::vec::Vec<u8>,
-    #[prost(oneof = "resource::Resource", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "resource::Resource", tags = "10, 11, 12, 13, 14, 15, 16")]
     pub resource: ::core::option::Option<resource::Resource>,
 }
 /// Nested message and enum types in `Resource`.
@@ -143,12 +143,23 @@ pub mod resource {
         /// Asked for by name and not there: "service/<host>" only.
         #[prost(message, tag = "15")]
         Absent(super::Absent),
+        /// Gateways only.
+        #[prost(message, tag = "16")]
+        Remote(super::Remote),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Absent {}
+/// Where another cluster is reached, for the egress side of this cluster's gateways.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Remote {
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub gateways: ::prost::alloc::vec::Vec<super::super::record::v1::Gateway>,
+}
 /// What every proxy of the cluster must know.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mesh {
     #[prost(string, tag = "1")]
     pub cluster: ::prost::alloc::string::String,
@@ -164,6 +175,13 @@ pub struct Mesh {
     pub deny_list: ::core::option::Option<super::super::record::v1::Signed>,
     #[prost(bytes = "vec", tag = "6")]
     pub membership_root: ::prost::alloc::vec::Vec<u8>,
+    /// CIDR ranges of which imported services get their addresses.
+    #[prost(string, repeated, tag = "7")]
+    pub clusterset_ranges: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where sidecars that may not dial out send their connections to other clusters: egress listeners of the cluster's own
+    /// gateways. Empty: every sidecar dials by itself.
+    #[prost(message, repeated, tag = "8")]
+    pub egress_gateways: ::prost::alloc::vec::Vec<super::super::record::v1::Gateway>,
 }
 /// The roots of one trust domain.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -197,6 +215,160 @@ pub struct Service {
     pub client_ip_affinity_seconds: u32,
     #[prost(message, repeated, tag = "8")]
     pub clusters: ::prost::alloc::vec::Vec<Cluster>,
+    /// Absent: the defaults.
+    #[prost(message, optional, tag = "9")]
+    pub failover: ::core::option::Option<FailoverPolicy>,
+}
+/// How a service's clusters are ordered and when they are left: the spec of the FailoverPolicy that applies. A field that is
+/// not set means the default.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FailoverPolicy {
+    /// "<namespace>/<name>" of the object: for `explain`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Which agreement comes first; empty: zone, region, cluster.
+    #[prost(enumeration = "failover_policy::Dimension", repeated, tag = "2")]
+    pub prefer: ::prost::alloc::vec::Vec<i32>,
+    #[prost(message, repeated, tag = "3")]
+    pub targets: ::prost::alloc::vec::Vec<failover_policy::Target>,
+    /// Fixed shares of clusters, in place of an order.
+    #[prost(message, repeated, tag = "4")]
+    pub distribute: ::prost::alloc::vec::Vec<failover_policy::Share>,
+    /// Only the caller's own cluster.
+    #[prost(bool, tag = "5")]
+    pub local_only: bool,
+    /// In hundredths: 140 is the default.
+    #[prost(uint32, optional, tag = "6")]
+    pub overprovisioning_percent: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "7")]
+    pub consecutive_failures: ::core::option::Option<u32>,
+    /// In hundredths: 80 is the default.
+    #[prost(uint32, optional, tag = "8")]
+    pub success_rate_percent: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "9")]
+    pub base_ejection_ms: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "10")]
+    pub max_ejection_ms: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "11")]
+    pub retry_budget_percent: ::core::option::Option<u32>,
+    /// None, unless set.
+    #[prost(uint32, optional, tag = "12")]
+    pub per_try_timeout_ms: ::core::option::Option<u32>,
+    /// Repeats requests whatever their method.
+    #[prost(bool, tag = "13")]
+    pub retry_non_idempotent: bool,
+}
+/// Nested message and enum types in `FailoverPolicy`.
+pub mod failover_policy {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Target {
+        /// Clusters this entry is for; empty: every one.
+        #[prost(string, repeated, tag = "1")]
+        pub from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+        #[prost(enumeration = "Mode", tag = "2")]
+        pub mode: i32,
+        /// In the order in which they are tried.
+        #[prost(string, repeated, tag = "3")]
+        pub to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Share {
+        #[prost(string, tag = "1")]
+        pub cluster: ::prost::alloc::string::String,
+        #[prost(uint32, tag = "2")]
+        pub weight: u32,
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Dimension {
+        Unspecified = 0,
+        Zone = 1,
+        Region = 2,
+        Cluster = 3,
+    }
+    impl Dimension {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "DIMENSION_UNSPECIFIED",
+                Self::Zone => "DIMENSION_ZONE",
+                Self::Region => "DIMENSION_REGION",
+                Self::Cluster => "DIMENSION_CLUSTER",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "DIMENSION_UNSPECIFIED" => Some(Self::Unspecified),
+                "DIMENSION_ZONE" => Some(Self::Zone),
+                "DIMENSION_REGION" => Some(Self::Region),
+                "DIMENSION_CLUSTER" => Some(Self::Cluster),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Mode {
+        /// As ANY.
+        Unspecified = 0,
+        /// No other cluster at all.
+        None = 1,
+        /// The named ones.
+        Only = 2,
+        Any = 3,
+        /// All but the named ones.
+        AnyExcept = 4,
+    }
+    impl Mode {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "MODE_UNSPECIFIED",
+                Self::None => "MODE_NONE",
+                Self::Only => "MODE_ONLY",
+                Self::Any => "MODE_ANY",
+                Self::AnyExcept => "MODE_ANY_EXCEPT",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "MODE_UNSPECIFIED" => Some(Self::Unspecified),
+                "MODE_NONE" => Some(Self::None),
+                "MODE_ONLY" => Some(Self::Only),
+                "MODE_ANY" => Some(Self::Any),
+                "MODE_ANY_EXCEPT" => Some(Self::AnyExcept),
+                _ => None,
+            }
+        }
+    }
 }
 /// One cluster that exports the service.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -246,6 +418,9 @@ pub struct Endpoint {
     /// SPIFFE ID.
     #[prost(string, tag = "6")]
     pub identity: ::prost::alloc::string::String,
+    /// Its share among equals: 0 stands for 1.
+    #[prost(uint32, tag = "7")]
+    pub weight: u32,
 }
 /// An exported service, for this cluster's gateways: where its connections may go.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -275,6 +450,91 @@ pub struct Workload {
     pub locality: ::core::option::Option<super::super::record::v1::Locality>,
     #[prost(message, repeated, tag = "5")]
     pub bindings: ::prost::alloc::vec::Vec<Binding>,
+    /// All that apply to it.
+    #[prost(message, repeated, tag = "6")]
+    pub policies: ::prost::alloc::vec::Vec<AccessPolicy>,
+}
+/// Who may call a workload: the spec of an AccessPolicy. Where an ALLOW policy names a port, only what some ALLOW policy's
+/// rule names gets through; a DENY policy's rule comes before every ALLOW.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AccessPolicy {
+    /// "<namespace>/<name>" of the object: said in the log with what it decided.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "access_policy::Action", tag = "2")]
+    pub action: i32,
+    /// Decides nothing, only logs what it would have decided.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
+    /// Plaintext on these ports is refused.
+    #[prost(bool, tag = "4")]
+    pub strict: bool,
+    /// The application's ports; empty: all.
+    #[prost(uint32, repeated, tag = "5")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, repeated, tag = "6")]
+    pub rules: ::prost::alloc::vec::Vec<AccessRule>,
+}
+/// Nested message and enum types in `AccessPolicy`.
+pub mod access_policy {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Action {
+        Unspecified = 0,
+        Allow = 1,
+        Deny = 2,
+    }
+    impl Action {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "ACTION_UNSPECIFIED",
+                Self::Allow => "ACTION_ALLOW",
+                Self::Deny => "ACTION_DENY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+                "ACTION_ALLOW" => Some(Self::Allow),
+                "ACTION_DENY" => Some(Self::Deny),
+                _ => None,
+            }
+        }
+    }
+}
+/// Matches when every field that is not empty has an entry that matches. In patterns a `*` at the end stands for anything.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AccessRule {
+    /// Patterns, for example "spiffe://east.mesh.example/ns/shop/\*".
+    #[prost(string, repeated, tag = "1")]
+    pub spiffe_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub trust_domains: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub clusters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// HTTP only: a rule with one of these never matches raw TCP.
+    #[prost(string, repeated, tag = "5")]
+    pub methods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Patterns, of the normalised path.
+    #[prost(string, repeated, tag = "6")]
+    pub paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A port of an exported service that this workload answers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

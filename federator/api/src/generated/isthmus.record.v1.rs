@@ -83,7 +83,7 @@ pub struct Statement {
     #[prost(uint64, tag = "4")]
     pub sequence: u64,
     /// What the statement is about: "exports/<namespace>/<service>", "slices/<namespace>/<service>/<slice>", "gateways",
-    /// "bundle" or "heads". The payload must agree with it.
+    /// "bundle", "heads" or "membership". The payload must agree with it.
     #[prost(string, tag = "5")]
     pub key: ::prost::alloc::string::String,
     #[prost(int64, tag = "6")]

@@ -12,8 +12,8 @@ use federation_api::federation::v1::federation_server::{Federation, FederationSe
 use federation_api::federation::v1::{SessionRequest, SessionResponse};
 use federation_api::trust::v1::trust_server::{Trust, TrustServer};
 use federation_api::trust::v1::{
-    self as trust, JoinRequest, JoinResponse, PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest,
-    RenewCertificateResponse,
+    self as trust, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListWatchersRequest, ListWatchersResponse,
+    PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest, RenewCertificateResponse,
 };
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -197,6 +197,14 @@ impl Trust for Puppet {
         _: Request<PublishBundleRequest>,
     ) -> Result<Response<PublishBundleResponse>, Status> {
         Err(Status::failed_precondition("bundle: not newer"))
+    }
+
+    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        Err(Status::failed_precondition("statement: not newer"))
+    }
+
+    async fn list_watchers(&self, _: Request<ListWatchersRequest>) -> Result<Response<ListWatchersResponse>, Status> {
+        Ok(Response::new(ListWatchersResponse::default()))
     }
 
     async fn watch(

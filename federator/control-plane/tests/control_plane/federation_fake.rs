@@ -18,8 +18,9 @@ use federation_api::signing::MembershipRoot;
 use federation_api::token::JoinToken;
 use federation_api::trust::v1::trust_server::{Trust, TrustServer};
 use federation_api::trust::v1::{
-    JoinRequest, JoinResponse, PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest,
-    RenewCertificateResponse, WatchRequest, WatchResponse,
+    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListWatchersRequest, ListWatchersResponse,
+    PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest, RenewCertificateResponse, WatchRequest,
+    WatchResponse,
 };
 use federation_api::verify::{DenyList, verify_member};
 use futures_util::Stream;
@@ -219,7 +220,7 @@ impl State {
             members: self.members.values().cloned().collect(),
             bundles: self.bundles.values().cloned().collect(),
             deny_list: self.deny_list.clone(),
-            federation_roots: Vec::new(),
+            ..WatchResponse::default()
         }
     }
 }
@@ -284,7 +285,15 @@ impl Trust for Service {
             state.epoch += 1;
             state.bundles.insert(cluster, bundle);
         });
-        Ok(Response::new(PublishBundleResponse {}))
+        Ok(Response::new(PublishBundleResponse::default()))
+    }
+
+    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        Ok(Response::new(LeaveResponse {}))
+    }
+
+    async fn list_watchers(&self, _: Request<ListWatchersRequest>) -> Result<Response<ListWatchersResponse>, Status> {
+        Ok(Response::new(ListWatchersResponse::default()))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;

@@ -128,7 +128,7 @@ impl World {
             members: members.iter().map(|peer| peer.member.clone()).collect(),
             bundles,
             deny_list: denied.map(|list| self.root.deny(&list.to_wire())),
-            federation_roots: Vec::new(),
+            ..WatchResponse::default()
         })))
     }
 
