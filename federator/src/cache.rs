@@ -59,7 +59,7 @@ pub fn store_key(cluster: &ClusterName, key: &RecordKey) -> Option<String> {
         }
         RecordKey::Gateways => Some(layout::gateway(cluster)),
         RecordKey::Heads => Some(layout::heads(cluster)),
-        RecordKey::Bundle => None,
+        RecordKey::Bundle | RecordKey::Membership => None,
     }
 }
 

@@ -13,6 +13,7 @@
 //! - [`verify`], [`deny_list`]: bytes first, decoded afterwards; nothing that did not verify leaves them.
 //! - [`payload`], [`convert`]: wire messages and the domain's types; an error names the field.
 //! - [`records`]: a receiver's newest word of each cluster on each key, and whether something is withheld.
+//! - [`audit`]: the chain of the operators' record.
 //! - [`client`]: trust, federation and discovery streams that reconnect, resume and never delete by absence.
 //! - [`verdict`]: the first bytes between two sidecars.
 //!
@@ -20,6 +21,7 @@
 //! (generation, sequence) of a key; an equal one with other bytes is equivocation; no bytes of a peer panic, and none
 //! make anything grow past a named limit.
 
+pub mod audit;
 pub mod client;
 pub mod convert;
 pub mod deny_list;

@@ -48,6 +48,8 @@ impl Payload {
     pub fn agrees_with(&self, key: &RecordKey) -> bool {
         match (key, self) {
             (RecordKey::Heads | RecordKey::Bundle, Self::Withdrawal) => false,
+            // Nothing else can be said of a membership, and what a later version says of it must not pass for nothing.
+            (RecordKey::Membership, payload) => *payload == Self::Withdrawal,
             (_, Self::Withdrawal | Self::Unknown)
             | (RecordKey::Gateways, Self::Gateways(_))
             | (RecordKey::Bundle, Self::Bundle { .. })

@@ -179,6 +179,18 @@ impl JoinToken {
         self.delegation.token
     }
 
+    /// What operators call the token: [`id_of`] its public key.
+    #[must_use]
+    pub fn id(&self) -> String {
+        id_of(&self.delegation.token)
+    }
+
+    /// The delegation inside, as the membership root signed it: without the token's key it is no token.
+    #[must_use]
+    pub fn signed_delegation(&self) -> Option<&Signed> {
+        self.message.delegation.as_ref()
+    }
+
     /// DER certificates of the federation's authority.
     #[must_use]
     pub fn federation_roots(&self) -> &[Vec<u8>] {
@@ -210,6 +222,12 @@ impl JoinToken {
         });
         Member { delegation: self.message.delegation.clone(), grants: vec![grant] }
     }
+}
+
+/// Names a token by its public key: the first 16 hexadecimal digits of the key's SHA-256.
+#[must_use]
+pub fn id_of(token: &PublicKey) -> String {
+    digest(&SHA256, token.as_bytes()).as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The grant that replaces a publish key by another one, for statements above `after_sequence`. To be appended to the

@@ -19,7 +19,7 @@ use crate::unix;
 
 pub use crate::deny_list::{DenyList, DenyListError, verify_deny_list};
 pub use chain::verify_member;
-pub(crate) use chain::{VerifiedDelegation, verify_delegation};
+pub use chain::{VerifiedDelegation, verify_delegation};
 
 /// Key rotations of one membership; a new token starts again.
 pub const MAX_GRANTS: usize = 64;
@@ -256,6 +256,19 @@ impl VerifiedMember {
             refused,
             signed: signed.clone(),
         })
+    }
+
+    /// Verifies that the member itself ended this membership: the whole answer to who may forget it.
+    ///
+    /// # Errors
+    /// [`RecordError`]; the membership stands then.
+    pub fn verify_departure(&self, signed: &Signed) -> Result<VerifiedStatement, RecordError> {
+        let statement = self.verify(signed)?;
+        // The key allows no other payload than the withdrawal.
+        match statement.key {
+            RecordKey::Membership => Ok(statement),
+            key => Err(RecordError::Disagreement { key, payload: "departure" }),
+        }
     }
 
     /// The sequences that the key which signed the record may use: above the first, up to the second. A key that was

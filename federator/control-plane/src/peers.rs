@@ -54,7 +54,7 @@ impl PeerChange {
                 RecordKey::Export(service) | RecordKey::Slice(service, _) => {
                     self.services.insert(service);
                 }
-                RecordKey::Gateways | RecordKey::Bundle | RecordKey::Heads => {
+                RecordKey::Gateways | RecordKey::Bundle | RecordKey::Heads | RecordKey::Membership => {
                     self.clusters.insert(cluster.clone());
                 }
             }
@@ -139,7 +139,7 @@ impl Peers {
                         RecordKey::Gateways => {
                             change.clusters.insert(cluster.clone());
                         }
-                        RecordKey::Bundle | RecordKey::Heads => {}
+                        RecordKey::Bundle | RecordKey::Heads | RecordKey::Membership => {}
                     }
                     self.applied.insert(cluster, now);
                 }

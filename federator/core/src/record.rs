@@ -18,6 +18,8 @@ pub enum RecordKey {
     Bundle,
     /// `heads`
     Heads,
+    /// `membership`: said once, to trust-bundle, by a member that leaves.
+    Membership,
 }
 
 /// A text that is no record key.
@@ -35,7 +37,7 @@ impl RecordKey {
     pub fn namespace(&self) -> Option<&Namespace> {
         match self {
             Self::Export(service) | Self::Slice(service, _) => Some(&service.namespace),
-            Self::Gateways | Self::Bundle | Self::Heads => None,
+            Self::Gateways | Self::Bundle | Self::Heads | Self::Membership => None,
         }
     }
 }
@@ -48,6 +50,7 @@ impl fmt::Display for RecordKey {
             Self::Gateways => formatter.write_str("gateways"),
             Self::Bundle => formatter.write_str("bundle"),
             Self::Heads => formatter.write_str("heads"),
+            Self::Membership => formatter.write_str("membership"),
         }
     }
 }
@@ -62,6 +65,7 @@ impl FromStr for RecordKey {
             ["gateways"] => Ok(Self::Gateways),
             ["bundle"] => Ok(Self::Bundle),
             ["heads"] => Ok(Self::Heads),
+            ["membership"] => Ok(Self::Membership),
             ["exports", namespace, name] => Ok(Self::Export(service(namespace, name)?)),
             ["slices", namespace, name, slice] if is_object_name(slice) => {
                 Ok(Self::Slice(service(namespace, name)?, (*slice).to_owned()))

@@ -2,7 +2,8 @@
 //!
 //! | key | owner |
 //! | --- | --- |
-//! | `members/<cluster>`, `bundles/<trust domain>`, `quarantine`, `tokens/<hash>` | trust-bundle |
+//! | `members/<cluster>`, `departures/<cluster>`, `bundles/<trust domain>`, `quarantine`, `tokens/<hash>` | trust-bundle |
+//! | `audit/<number>`, `audit-head`, `watchers/<replica>/<watch>` (lease), `authority/…` | trust-bundle |
 //! | `exports/<namespace>/<service>/<cluster>`, `gateways/<cluster>`, `alive/<cluster>` | federator |
 //!
 //! The parts are DNS names and hashes, so no part can hold a `/`; the functions take parsed names and do not check again.
@@ -27,6 +28,20 @@ pub const BUNDLES: &str = "bundles/";
 pub const QUARANTINE: &str = "quarantine";
 /// Before every `tokens/<hash>`.
 pub const TOKENS: &str = "tokens/";
+/// Before every `departures/<cluster>`.
+pub const DEPARTURES: &str = "departures/";
+/// Before every `audit/<number>`.
+pub const AUDIT: &str = "audit/";
+/// The key that says where the audit record ends.
+pub const AUDIT_HEAD: &str = "audit-head";
+/// Before every `watchers/<replica>/<watch>`.
+pub const WATCHERS: &str = "watchers/";
+/// The key that says how the federation's own authority stands.
+pub const AUTHORITY_STATE: &str = "authority/state";
+/// The key of what an operator wants of that authority.
+pub const AUTHORITY_WISH: &str = "authority/wish";
+/// The key that lives with the replica that drives that authority's rotation.
+pub const AUTHORITY_DRIVER: &str = "authority/driver";
 
 /// The key of a member cluster.
 pub fn member(cluster: &str) -> String {
@@ -81,6 +96,21 @@ pub fn bundle(trust_domain: &str) -> String {
 /// The key of a join token, by the hash of its secret.
 pub fn token(hash: &str) -> String {
     format!("{TOKENS}{hash}")
+}
+
+/// The key by which a member left.
+pub fn departure(cluster: &str) -> String {
+    format!("{DEPARTURES}{cluster}")
+}
+
+/// The key of an entry of the audit record; keys are ordered as their numbers are.
+pub fn audit(number: u64) -> String {
+    format!("{AUDIT}{number:020}")
+}
+
+/// The key of one watch at a replica of trust-bundle.
+pub fn watcher(replica: &str, watch: u64) -> String {
+    format!("{WATCHERS}{replica}/{watch:016x}")
 }
 
 /// What an export's key says.

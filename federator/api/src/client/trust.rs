@@ -1,4 +1,6 @@
-//! `trust.v1`: membership, bundles and the deny-list.
+//! `trust.v1`: membership, bundles and the deny-list; what operators do is in [`operations`].
+
+pub mod operations;
 
 use std::time::Duration;
 
@@ -12,8 +14,9 @@ use crate::record::v1::{Member, Signed};
 use crate::trust::v1::trust_client::TrustClient;
 use crate::trust::v1::watch_request::Request as WatchKind;
 use crate::trust::v1::{
-    JoinRequest, JoinResponse, PublishBundleRequest, RenewCertificateRequest, RenewCertificateResponse, WatchAck,
-    WatchRequest, WatchResponse, WatchStart,
+    JoinRequest, JoinResponse, LeaveRequest, ListWatchersRequest, ListWatchersResponse, PublishBundleRequest,
+    PublishBundleResponse, RenewCertificateRequest, RenewCertificateResponse, WatchAck, WatchRequest, WatchResponse,
+    WatchStart,
 };
 
 /// How far a watcher has applied the trust state. The user persists it with the state; the default is the beginning.
@@ -78,9 +81,20 @@ impl TrustAcks {
 /// Watches the trust state from a cursor on.
 #[must_use = "dropping the events ends the watch"]
 pub fn watch(channel: Channel, cursor: TrustCursor, reconnect: Reconnect) -> (TrustAcks, Events<TrustEvent>) {
+    watch_as(channel, String::new(), cursor, reconnect)
+}
+
+/// [`watch`], as one of several replicas of a program: operators see its name beside the identity that all of them share.
+#[must_use = "dropping the events ends the watch"]
+pub fn watch_as(
+    channel: Channel,
+    replica: String,
+    cursor: TrustCursor,
+    reconnect: Reconnect,
+) -> (TrustAcks, Events<TrustEvent>) {
     let (acks, receiver) = watch::channel(Ack { cursor, ..Ack::default() });
     let client = client(channel);
-    (TrustAcks(acks), super::start(TrustConnection { client, acks: receiver, reconnect }, reconnect))
+    (TrustAcks(acks), super::start(TrustConnection { client, replica, acks: receiver, reconnect }, reconnect))
 }
 
 fn client(channel: Channel) -> TrustClient<Channel> {
@@ -89,6 +103,7 @@ fn client(channel: Channel) -> TrustClient<Channel> {
 
 struct TrustConnection {
     client: TrustClient<Channel>,
+    replica: String,
     acks: watch::Receiver<Ack>,
     reconnect: Reconnect,
 }
@@ -100,7 +115,7 @@ impl TrustConnection {
             versions: vec![VERSION],
             incarnation: cursor.incarnation,
             epoch: cursor.epoch,
-            ..WatchStart::default()
+            replica: self.replica.clone(),
         };
         WatchRequest { request: Some(WatchKind::Start(start)) }
     }
@@ -205,6 +220,35 @@ pub async fn renew(channel: Channel, csr: Vec<u8>) -> Result<RenewCertificateRes
 /// # Errors
 /// As [`join`].
 pub async fn publish_bundle(channel: Channel, bundle: Signed) -> Result<(), Status> {
-    let request = PublishBundleRequest { bundle: Some(bundle) };
-    super::within_deadline(client(channel).publish_bundle(Request::new(request))).await.map(|_| ())
+    publish(channel, PublishBundleRequest { bundle: Some(bundle), member: None }).await.map(|_| ())
+}
+
+/// Puts the caller's own membership, in which the grant of a new publish key follows those known, and returns the epoch
+/// from which on watchers are told of it.
+///
+/// # Errors
+/// As [`join`].
+pub async fn publish_member(channel: Channel, member: Member) -> Result<u64, Status> {
+    Ok(publish(channel, PublishBundleRequest { bundle: None, member: Some(member) }).await?.epoch)
+}
+
+async fn publish(channel: Channel, request: PublishBundleRequest) -> Result<PublishBundleResponse, Status> {
+    super::within_deadline(client(channel).publish_bundle(Request::new(request))).await
+}
+
+/// Ends the caller's own membership by its own word: a statement with the key "membership" and the payload Withdrawal.
+///
+/// # Errors
+/// As [`join`].
+pub async fn leave(channel: Channel, statement: Signed) -> Result<(), Status> {
+    let request = LeaveRequest { statement: Some(statement) };
+    super::within_deadline(client(channel).leave(Request::new(request))).await.map(|_| ())
+}
+
+/// Who watches the trust state, and how far each has come.
+///
+/// # Errors
+/// As [`join`].
+pub async fn list_watchers(channel: Channel) -> Result<ListWatchersResponse, Status> {
+    super::within_deadline(client(channel).list_watchers(Request::new(ListWatchersRequest {}))).await
 }

@@ -32,10 +32,14 @@ pub struct RenewCertificateResponse {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub federation_roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+/// At least one of the two is set.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PublishBundleRequest {
     #[prost(message, optional, tag = "1")]
     pub bundle: ::core::option::Option<super::super::record::v1::Signed>,
+    /// The membership with the grants of further publish keys behind those that are known. Verified before the bundle.
+    #[prost(message, optional, tag = "2")]
+    pub member: ::core::option::Option<super::super::record::v1::Member>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishBundleResponse {
@@ -381,6 +385,53 @@ pub struct WatchResponse {
     #[prost(message, repeated, tag = "9")]
     pub departures: ::prost::alloc::vec::Vec<super::super::record::v1::Signed>,
 }
+/// Below "tokens/", by the token's id.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoredToken {
+    /// Absent when it was revoked without being known.
+    #[prost(message, optional, tag = "1")]
+    pub delegation: ::core::option::Option<super::super::record::v1::Signed>,
+    /// Never "expired", which is a matter of the time.
+    #[prost(enumeration = "token_state::Use", tag = "2")]
+    pub r#use: i32,
+    #[prost(int64, tag = "3")]
+    pub at_ms: i64,
+    /// Of a used token: SHA-256 of the public key (SubjectPublicKeyInfo, DER) in the request that it joined with.
+    #[prost(bytes = "vec", tag = "4")]
+    pub key_digest: ::prost::alloc::vec::Vec<u8>,
+}
+/// "audit-head": where the record ends.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoredAuditHead {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// SHA-256 of the serialized entry of this number.
+    #[prost(bytes = "vec", tag = "2")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+}
+/// "authority/state": how the federation's own authority stands, as the replica that drives it says.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoredAuthority {
+    /// SHA-256 of each root that is published, and of the one that signs. Every replica takes the certificates from its own
+    /// folder: a captured store can name none that is not there.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub root_digests: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub signer_digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub rotation: ::core::option::Option<RotateAuthorityResponse>,
+    /// Why the last wish was not fulfilled; empty when it was.
+    #[prost(string, tag = "4")]
+    pub refused: ::prost::alloc::string::String,
+}
+/// "authority/wish": what an operator wants of the replica that drives the rotation, which removes it when it has acted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoredWish {
+    #[prost(enumeration = "rotate_authority_request::Step", tag = "1")]
+    pub step: i32,
+    #[prost(string, tag = "2")]
+    pub who: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod trust_client {
     #![allow(
@@ -522,7 +573,8 @@ pub mod trust_client {
                 .insert(GrpcMethod::new("isthmus.trust.v1.Trust", "RenewCertificate"));
             self.inner.unary(req, path, codec).await
         }
-        /// Puts the caller's own bundle record. Taken only with a higher (generation, sequence) and a higher spiffe_sequence.
+        /// Puts the caller's own bundle record, and its membership after a rotation of its publish key. A bundle is taken only
+        /// with a higher (generation, sequence) and a higher spiffe_sequence, a membership only with grants behind those known.
         pub async fn publish_bundle(
             &mut self,
             request: impl tonic::IntoRequest<super::PublishBundleRequest>,
@@ -650,7 +702,8 @@ pub mod trust_server {
             tonic::Response<super::RenewCertificateResponse>,
             tonic::Status,
         >;
-        /// Puts the caller's own bundle record. Taken only with a higher (generation, sequence) and a higher spiffe_sequence.
+        /// Puts the caller's own bundle record, and its membership after a rotation of its publish key. A bundle is taken only
+        /// with a higher (generation, sequence) and a higher spiffe_sequence, a membership only with grants behind those known.
         async fn publish_bundle(
             &self,
             request: tonic::Request<super::PublishBundleRequest>,

@@ -22,7 +22,7 @@ pub enum HeadScope {
 }
 
 impl HeadScope {
-    /// The scope of a record; the bundle (it travels another way) and the heads themselves have none.
+    /// The scope of a record; the bundle and the membership (they travel another way) and the heads themselves have none.
     #[must_use]
     pub fn of(key: &RecordKey) -> Option<Self> {
         match key {
@@ -30,7 +30,7 @@ impl HeadScope {
                 Some(Self::Namespace(service.namespace.clone()))
             }
             RecordKey::Gateways => Some(Self::Cluster),
-            RecordKey::Bundle | RecordKey::Heads => None,
+            RecordKey::Bundle | RecordKey::Heads | RecordKey::Membership => None,
         }
     }
 

@@ -14,12 +14,17 @@ use crate::unix;
 
 /// The membership root's word inside a token or a member, verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct VerifiedDelegation {
-    pub(crate) federation: FederationDomain,
-    pub(crate) cluster: ClusterName,
-    pub(crate) generation: u64,
-    pub(crate) token: PublicKey,
-    pub(crate) expires: SystemTime,
+pub struct VerifiedDelegation {
+    /// The federation.
+    pub federation: FederationDomain,
+    /// Who may become a member.
+    pub cluster: ClusterName,
+    /// The membership's generation.
+    pub generation: u64,
+    /// The token's public key.
+    pub token: PublicKey,
+    /// When the token can no longer be used.
+    pub expires: SystemTime,
     namespaces: NamespaceSet,
     address_ranges: Vec<ipnet::IpNet>,
     host_names: Vec<HostPattern>,
@@ -62,7 +67,11 @@ pub fn verify_member(
     })
 }
 
-pub(crate) fn verify_delegation(root: &PublicKey, signed: &Signed) -> Result<VerifiedDelegation, MemberError> {
+/// Verifies the delegation of a token under the root's public key.
+///
+/// # Errors
+/// [`MemberError`] says what does not hold.
+pub fn verify_delegation(root: &PublicKey, signed: &Signed) -> Result<VerifiedDelegation, MemberError> {
     const PART: &str = "delegation";
     if !root.verifies(Purpose::Delegation, signed) {
         return Err(MemberError::Signature(PART));

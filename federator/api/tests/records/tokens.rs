@@ -9,12 +9,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use federation::delegation::NamespaceSet;
 use federation_api::record::v1 as wire;
 use federation_api::signing::{MembershipRoot, PublishKey, TokenKey};
-use federation_api::token::{JoinToken, MAX_TOKEN_BYTES, PREFIX, TokenError, TokenRequest};
+use federation_api::token::{JoinToken, MAX_TOKEN_BYTES, PREFIX, TokenError, TokenRequest, id_of};
 use federation_api::verify::{MemberError, verify_member};
 use proptest::prelude::*;
 use prost::Message as _;
 
-use crate::fixture::{created, east, federation, request};
+use crate::fixture::{East, created, east, federation, request};
 
 fn message_of(token: &JoinToken) -> wire::JoinToken {
     let text = token.to_string();
@@ -159,4 +159,13 @@ proptest! {
         let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
         prop_assert!(text.parse::<JoinToken>().is_err());
     }
+}
+
+#[test]
+fn a_token_has_an_id_that_does_not_reveal_it() {
+    let (one, other) = (East::new().token, East::new().token);
+    assert_eq!(one.id(), id_of(&one.public()));
+    assert!(one.id().len() == 16 && one.id().bytes().all(|byte| byte.is_ascii_hexdigit()), "{}", one.id());
+    assert_ne!(one.id(), other.id());
+    assert_eq!(one.signed_delegation(), one.member(&other.public(), created()).delegation.as_ref());
 }
