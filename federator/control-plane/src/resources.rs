@@ -185,6 +185,8 @@ pub struct MeshFacts<'a> {
     pub deny_list: Option<&'a record::Signed>,
     /// The key to verify it with.
     pub membership_root: Option<&'a [u8]>,
+    /// Where imported services get their addresses from, as CIDRs.
+    pub clusterset_ranges: Vec<String>,
 }
 
 /// `mesh`
@@ -199,6 +201,7 @@ pub fn mesh(facts: &MeshFacts<'_>) -> Arc<Resource> {
         federation_applied_at_ms: i64::try_from(stepped.saturating_mul(1000)).unwrap_or(i64::MAX),
         deny_list: facts.deny_list.cloned(),
         membership_root: facts.membership_root.map(<[u8]>::to_vec).unwrap_or_default(),
+        clusterset_ranges: facts.clusterset_ranges.clone(),
         ..Mesh::default()
     };
     Arc::new(resource("mesh".to_owned(), wire::resource::Resource::Mesh(content)))

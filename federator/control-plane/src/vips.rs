@@ -81,6 +81,13 @@ impl VipAllocator {
         allocator
     }
 
+    /// The ranges that addresses come from, as CIDRs.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<String> {
+        let ipv4 = self.ipv4.trunc().to_string();
+        std::iter::once(ipv4).chain(self.ipv6.map(|range| range.trunc().to_string())).collect()
+    }
+
     /// What to keep on disk.
     #[must_use]
     pub fn saved(&self) -> SavedVips {

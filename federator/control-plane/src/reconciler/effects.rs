@@ -168,6 +168,7 @@ impl Reconciler {
                 applied: self.federator.last_applied,
                 deny_list: trust.deny_list_envelope(),
                 membership_root: trust.root().map(|root| root.as_bytes().as_slice()),
+                clusterset_ranges: self.vips.ranges(),
             }),
             workloads: self.workloads.clone(),
             local: self.services.clone(),
