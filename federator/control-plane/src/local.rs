@@ -219,7 +219,7 @@ impl LocalIndex {
 
     fn touch(&mut self, resource: &Resource) {
         match resource {
-            Resource::Namespace(_) => {}
+            Resource::Namespace(_) | Resource::FailoverPolicy(_) | Resource::AccessPolicy(_) => {}
             Resource::Service(Service { id, .. }) | Resource::ServiceExport(ServiceExport { id, .. }) => {
                 self.touched.services.insert(id.clone());
             }

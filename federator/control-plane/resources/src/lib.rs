@@ -8,14 +8,19 @@
 //! ```
 //!
 //! - [`mcs`]: ServiceExport and ServiceImport as they are written, of `multicluster.x-k8s.io`.
+//! - [`isthmus`]: policies and the view of members, of `isthmus.dev`; [`about`]: ClusterProperty, of `about.k8s.io`.
+//! - [`crds`]: the definitions of all of them, from which `deploy/crds` is written.
 //! - [`pruned`]: the parts of each kind that a control-plane needs, parsed: what it keeps in memory, whatever the source.
 //! - [`reading`]: one file, pure but for the reading itself; [`directory`]: many files over time.
 //!
 //! Invariants: a broken document never takes away what its file held before; every problem names file, line and field as
 //! far as they are known; kinds that mean nothing here are passed over and counted.
 
+pub mod about;
+pub mod crds;
 pub mod directory;
 mod document;
+pub mod isthmus;
 pub mod mcs;
 pub mod pruned;
 pub mod reading;

@@ -28,6 +28,9 @@ pub const SERVED_VERSION: &str = "v1alpha1";
     derive = "PartialEq",
     derive = "Default",
     shortname = "svcex",
+    shortname = "svcexport",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Conflict", type_ = "string", json_path = ".status.conditions[?(@.type==\"Conflict\")].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", from = "Option<ServiceExportFields>")]
@@ -80,6 +83,7 @@ pub struct ServiceExportStatus {
     derive = "PartialEq",
     derive = "Default",
     shortname = "svcim",
+    shortname = "svcimport",
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.type"),
     printcolumn = r#"{"name":"IP", "type":"string", "jsonPath":".spec.ips"}"#,
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -90,6 +94,7 @@ pub struct ServiceImportSpec {
     pub ports: Vec<ImportPort>,
     /// Clusterset IPs, at most one per family; none when headless.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
     pub ips: Vec<String>,
     /// `ClusterSetIP` or `Headless`.
     #[serde(rename = "type")]
@@ -102,6 +107,7 @@ pub struct ServiceImportSpec {
     pub session_affinity_config: Option<SessionAffinityConfig>,
     /// In the order of `ips`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
     pub ip_families: Vec<String>,
     /// As in a Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,12 +164,24 @@ pub struct ClientIpConfig {
 
 /// Who exports it, and whether it can be used.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ServiceImportStatus {
     /// The exporting clusters.
     pub clusters: Vec<ImportCluster>,
     /// `Ready`.
     pub conditions: Vec<Condition>,
+    /// Whether EndpointSlices of the import are written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_slice_objects: Option<EndpointSliceObjects>,
+}
+
+/// Whether EndpointSlices of an import are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum EndpointSliceObjects {
+    /// They are.
+    Present,
+    /// They are not.
+    Absent,
 }
 
 /// One exporting cluster.

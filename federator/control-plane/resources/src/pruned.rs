@@ -7,6 +7,7 @@ mod endpoint_slice;
 mod metadata;
 mod node;
 mod pod;
+mod policy;
 mod service;
 mod service_export;
 
@@ -17,6 +18,7 @@ use crate::resource::FieldError;
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice};
 pub use node::Node;
 pub use pod::Pod;
+pub use policy::{AccessPolicy, FailoverPolicy};
 pub use service::{Service, ServiceKind};
 pub use service_export::ServiceExport;
 

@@ -15,7 +15,7 @@ use serde_saphyr::Spanned;
 
 use crate::document::{self, Document, Header, ParseError};
 use crate::resource::{FieldError, Kind, Resource};
-use crate::{mcs, pruned};
+use crate::{isthmus, mcs, pruned};
 
 /// The most bytes a file may have.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -127,6 +127,8 @@ fn read_document(
                 Kind::Service => document.parse().map(Whole::Service),
                 Kind::EndpointSlice => document.parse().map(Whole::EndpointSlice),
                 Kind::ServiceExport => document.parse().map(Whole::ServiceExport),
+                Kind::FailoverPolicy => document.parse().map(Whole::FailoverPolicy),
+                Kind::AccessPolicy => document.parse().map(Whole::AccessPolicy),
             })
             .map_err(|error| match error {
                 ReadError::Parse(error) => error,
@@ -189,6 +191,8 @@ fn read_item(value: Value, line: u64, reading: &mut FileReading) -> Result<(), P
         Kind::Service => from_value(value).map(Whole::Service),
         Kind::EndpointSlice => from_value(value).map(Whole::EndpointSlice),
         Kind::ServiceExport => from_value(value).map(Whole::ServiceExport),
+        Kind::FailoverPolicy => from_value(value).map(Whole::FailoverPolicy),
+        Kind::AccessPolicy => from_value(value).map(Whole::AccessPolicy),
     })
     .map_err(|error| match error {
         ReadError::Parse(error) => error,
@@ -214,6 +218,8 @@ enum Whole {
     Service(core::Service),
     EndpointSlice(discovery::EndpointSlice),
     ServiceExport(mcs::ServiceExport),
+    FailoverPolicy(isthmus::FailoverPolicy),
+    AccessPolicy(isthmus::AccessPolicy),
 }
 
 enum ReadError {
@@ -229,6 +235,8 @@ fn read_object(kind: Kind, parse: impl FnOnce(Kind) -> Result<Whole, ParseError>
         Whole::Service(service) => pruned::Service::try_from(&service).map(Resource::Service),
         Whole::EndpointSlice(slice) => pruned::EndpointSlice::try_from(&slice).map(Resource::EndpointSlice),
         Whole::ServiceExport(export) => pruned::ServiceExport::try_from(&export).map(Resource::ServiceExport),
+        Whole::FailoverPolicy(policy) => pruned::FailoverPolicy::try_from(&policy).map(Resource::FailoverPolicy),
+        Whole::AccessPolicy(policy) => pruned::AccessPolicy::try_from(&policy).map(Resource::AccessPolicy),
     };
     pruned.map_err(ReadError::Field)
 }

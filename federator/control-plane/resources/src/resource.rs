@@ -4,7 +4,7 @@ use std::fmt;
 
 use federation::{Namespace, ServiceId};
 
-use crate::pruned::{EndpointSlice, Node, Pod, Service, ServiceExport};
+use crate::pruned::{AccessPolicy, EndpointSlice, FailoverPolicy, Node, Pod, Service, ServiceExport};
 
 /// A field that cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +38,10 @@ pub enum Kind {
     EndpointSlice,
     /// multicluster.x-k8s.io ServiceExport
     ServiceExport,
+    /// isthmus.dev FailoverPolicy
+    FailoverPolicy,
+    /// isthmus.dev AccessPolicy
+    AccessPolicy,
 }
 
 impl Kind {
@@ -53,6 +57,8 @@ impl Kind {
             ("multicluster.x-k8s.io/v1beta1" | "multicluster.x-k8s.io/v1alpha1", "ServiceExport") => {
                 Self::ServiceExport
             }
+            ("isthmus.dev/v1alpha1", "FailoverPolicy") => Self::FailoverPolicy,
+            ("isthmus.dev/v1alpha1", "AccessPolicy") => Self::AccessPolicy,
             _ => return None,
         })
     }
@@ -99,6 +105,10 @@ pub enum Resource {
     EndpointSlice(EndpointSlice),
     /// The wish to export a service.
     ServiceExport(ServiceExport),
+    /// Where traffic of imports goes.
+    FailoverPolicy(FailoverPolicy),
+    /// Who may call.
+    AccessPolicy(AccessPolicy),
 }
 
 impl Resource {
@@ -125,6 +135,16 @@ impl Resource {
                 name: slice.name.clone(),
             },
             Self::ServiceExport(export) => named(Kind::ServiceExport, &export.id),
+            Self::FailoverPolicy(policy) => ResourceKey {
+                kind: Kind::FailoverPolicy,
+                namespace: Some(policy.namespace.clone()),
+                name: policy.name.clone(),
+            },
+            Self::AccessPolicy(policy) => ResourceKey {
+                kind: Kind::AccessPolicy,
+                namespace: Some(policy.namespace.clone()),
+                name: policy.name.clone(),
+            },
         }
     }
 }

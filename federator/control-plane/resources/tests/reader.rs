@@ -126,6 +126,39 @@ fn service_exports_are_read_in_both_versions_with_and_without_a_spec() {
 }
 
 #[test]
+fn policies_are_read_and_hold_the_rules_of_their_schemas() {
+    let policy = |kind: &str, spec: &str| {
+        read(&format!(
+            "apiVersion: isthmus.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
+        ))
+    };
+    let failover = policy("FailoverPolicy", "{service: cart, prefer: [cluster, zone], ejection: {baseTime: 500ms}}");
+    let [(_, resource)] = failover.objects.as_slice() else { panic!("{failover:?}") };
+    let Resource::FailoverPolicy(read) = resource.as_ref() else { panic!("{resource:?}") };
+    assert_eq!(read.service.as_ref().map(ToString::to_string).as_deref(), Some("cart"));
+    let base: Duration = read.spec.ejection.as_ref().unwrap().base_time.unwrap().into();
+    assert_eq!(base, Duration::from_millis(500));
+    let access = policy("AccessPolicy", "{action: Deny, ports: [8080], rules: [{clusters: [west]}]}");
+    assert!(matches!(access.objects.as_slice(), [(_, one)] if matches!(one.as_ref(), Resource::AccessPolicy(_))));
+    let bad = [
+        ("FailoverPolicy", "{localOnly: true, targets: [{mode: None}]}", "localOnly"),
+        ("FailoverPolicy", "{targets: [{mode: Only}]}", "to names clusters"),
+        ("FailoverPolicy", "{prefer: [zone, zone]}", "at most once"),
+        ("FailoverPolicy", "{overprovisioningPercent: 99}", "overprovisioningPercent"),
+        ("FailoverPolicy", "{ejection: {baseTime: 2m, maxTime: 1m}}", "longer"),
+        ("FailoverPolicy", "{prefer: [planet]}", "planet"),
+        ("AccessPolicy", "{action: Perhaps}", "Perhaps"),
+        ("AccessPolicy", "{action: Allow, rules: [{}]}", "what it matches"),
+        ("AccessPolicy", "{action: Allow, rules: [{spiffeIds: [\"spiffe://*/x\"]}]}", "at its end"),
+        ("AccessPolicy", "{action: Allow, ports: [0]}", "ports[0]"),
+    ];
+    for (kind, spec, expected) in bad {
+        let problems = policy(kind, spec).problems;
+        assert!(problems.len() == 1 && problems[0].to_string().contains(expected), "{spec}: {problems:?}");
+    }
+}
+
+#[test]
 fn json_and_lists_are_read_too() {
     let reading = read(
         "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"List\",\n\t\"items\": [\n\t\t{\"apiVersion\": \"v1\", \"kind\": \
