@@ -227,6 +227,22 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Svid, IssueError> {
+        self.issue_marked(csr_der, id, "", lifetime, now)
+    }
+
+    /// [`issue`](Self::issue), with a word of the issuer to itself in the certificate's subject: peers do not look at it, and
+    /// [`mark`](crate::mark) reads it back. Empty: none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn issue_marked(
+        &self,
+        csr_der: &[u8],
+        id: &SpiffeId,
+        mark: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Svid, IssueError> {
         let key = public_key(csr_der)?;
         let trust_domain = self.trust_domain();
         if id.trust_domain() != trust_domain {
@@ -245,7 +261,7 @@ impl Authority {
         if not_after <= now {
             return Err(IssueError::NoLifetime);
         }
-        let leaf = Leaf { id, not_before: now - BACKDATE, not_after }.sign(&key, signer.issuer())?;
+        let leaf = Leaf { id, mark, not_before: now - BACKDATE, not_after }.sign(&key, signer.issuer())?;
         let chain = std::iter::once(leaf).chain(signer.below_root().iter().cloned()).collect();
         Ok(Svid { chain, not_after })
     }

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use spiffe_identity::{LeafError, SpiffeId, TrustDomain, check_leaf};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{OpenError, RequestError, root::random_serial};
 
@@ -60,6 +62,8 @@ pub enum IssueError {
 /// What a leaf is made from.
 pub(crate) struct Leaf<'a> {
     pub(crate) id: &'a SpiffeId,
+    /// The issuer's word to itself; empty: none.
+    pub(crate) mark: &'a str,
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
 }
@@ -72,6 +76,9 @@ impl Leaf<'_> {
     ) -> Result<CertificateDer<'static>, IssueError> {
         let mut name = DistinguishedName::new();
         name.push(DnType::OrganizationName, "Isthmus");
+        if !self.mark.is_empty() {
+            name.push(DnType::OrganizationalUnitName, self.mark);
+        }
         let mut params = CertificateParams::default();
         params.not_before = self.not_before.into();
         params.not_after = self.not_after.into();
@@ -87,6 +94,23 @@ impl Leaf<'_> {
         check_leaf(&leaf)?;
         Ok(leaf)
     }
+}
+
+/// The word that [`issue_marked`](crate::Authority::issue_marked) put into a leaf (DER); `None` when there is none, or no one word.
+/// Only of a certificate that was verified does it mean anything.
+pub fn mark(leaf: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+    let mut units = certificate.subject().iter_organizational_unit();
+    match (units.next(), units.next()) {
+        (Some(unit), None) => unit.as_str().ok().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// SHA-256 of a certificate's public key (SubjectPublicKeyInfo, DER): the same for every certificate of one key.
+pub fn key_digest(certificate: &[u8]) -> Option<Vec<u8>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(digest(&SHA256, certificate.public_key().raw).as_ref().to_vec())
 }
 
 /// `time` cut to the second, as certificates carry it.

@@ -8,7 +8,7 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateDer;
 use spiffe_identity::{SpiffeId, TrustDomain, check_authority, check_leaf, pem, validity};
-use svid_issuer::{Authority, AuthorityFiles, BACKDATE, IssueError, OpenError, RequestError};
+use svid_issuer::{Authority, AuthorityFiles, BACKDATE, IssueError, OpenError, RequestError, key_digest, mark};
 use tempfile::TempDir;
 
 use crate::{DAY, authority, cart, east, now, parse, plain_request, request, spki};
@@ -32,6 +32,22 @@ fn an_issued_svid_is_a_leaf_of_the_requested_key_below_an_intermediate() {
     assert_eq!(intermediate.basic_constraints().unwrap().unwrap().value.path_len_constraint, Some(0));
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && usage.client_auth);
+}
+
+#[test]
+fn the_issuer_reads_its_own_mark_back_and_a_request_sets_none() {
+    let (_directory, authority) = authority();
+    let key = KeyPair::generate().unwrap();
+    let mut greedy = CertificateParams::new(vec![]).unwrap();
+    greedy.distinguished_name.push(DnType::OrganizationalUnitName, "generation 9");
+    let csr = request(&greedy, &key);
+    let plain = authority.issue(&csr, &cart(), DAY, now()).unwrap();
+    assert_eq!(mark(&plain.chain[0]), None);
+    let marked = authority.issue_marked(&csr, &cart(), "generation 7", DAY, now()).unwrap();
+    assert_eq!(mark(&marked.chain[0]).as_deref(), Some("generation 7"));
+    assert_eq!(check_leaf(&marked.chain[0]), Ok(cart()));
+    assert_eq!(key_digest(&marked.chain[0]), key_digest(&plain.chain[0]));
+    assert_ne!(key_digest(&marked.chain[0]), key_digest(&marked.chain[1]));
 }
 
 #[test]
