@@ -46,7 +46,7 @@ pub struct AccessPolicySpec {
     pub ports: Vec<u16>,
     /// An `Allow` policy without rules lets nobody through; a `Deny` policy without rules refuses nobody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 64))]
     pub rules: Vec<AccessRule>,
 }
 
@@ -71,7 +71,7 @@ pub enum AccessAction {
 pub struct AccessRule {
     /// Patterns, for example `spiffe://east.mesh.example/ns/shop/*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(min = 1, max = 2048)))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 640)))]
     #[x_kube(validation = Rule::new("self.all(x, x.startsWith('spiffe://') && (!x.contains('*') || x.indexOf('*') == size(x) - 1))")
         .message("a SPIFFE ID, or one with a * at its end"))]
     pub spiffe_ids: Vec<String>,
@@ -93,7 +93,7 @@ pub struct AccessRule {
     pub methods: Vec<String>,
     /// HTTP only: patterns of the normalised path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(min = 1, max = 2048)))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 640)))]
     #[x_kube(validation = Rule::new("self.all(x, x.startsWith('/') && (!x.contains('*') || x.indexOf('*') == size(x) - 1))")
         .message("a path, or one with a * at its end"))]
     pub paths: Vec<String>,
