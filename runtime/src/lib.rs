@@ -1,5 +1,5 @@
 //! What every program's process needs and no component owns: configuration, telemetry, readiness, drain, the admin
-//! endpoint, and files that survive a crash.
+//! endpoint, files that survive a crash, and the resolver of names of machines elsewhere.
 //!
 //! ```text
 //!  main.rs: run("sidecar", &flags.config, |config, process| async { … })
@@ -19,6 +19,7 @@
 //! - A reader of a last-good file sees the old content or the new, never a mixture.
 
 pub mod duration;
+pub mod resolver;
 pub mod trace;
 
 mod admin;
