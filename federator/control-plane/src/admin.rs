@@ -31,6 +31,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::authority::OwnAuthority;
 use crate::config::Config;
 use crate::membership::MembershipError;
 use crate::plane::Joiner;
@@ -59,6 +60,8 @@ pub struct Admin {
     pub tokens: Arc<TokenKey>,
     /// Makes the cluster a member.
     pub joiner: Joiner,
+    /// The cluster's own authority.
+    pub authority: OwnAuthority,
     /// Where names are answered.
     pub dns: Vec<SocketAddr>,
     /// What the program waits for.

@@ -8,7 +8,7 @@ use federation::{ClusterName, FederationDomain};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
-use spiffe_identity::TrustDomain;
+use spiffe_identity::{Pace, TrustDomain};
 
 /// Everything a control-plane is told.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,6 +40,12 @@ pub struct Config {
     /// How gateways of other clusters are measured.
     #[serde(default)]
     pub probes: ProbeConfig,
+    /// The cluster's own certificate authority.
+    #[serde(default)]
+    pub authority: AuthorityConfig,
+    /// How its keys are replaced.
+    #[serde(default)]
+    pub rotation: RotationConfig,
     /// How long a workload's certificate lives; it is renewed at half of it.
     #[serde(default = "default_svid_lifetime", with = "mesh_runtime::duration")]
     pub svid_lifetime: Duration,
@@ -88,6 +94,35 @@ pub struct ProbeConfig {
     pub concurrency: usize,
 }
 
+/// The cluster's own certificate authority: made in the state directory, unless the operator brings one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct AuthorityConfig {
+    /// A file with 64 hexadecimal digits under which the root's key lies sealed on disk; to be kept where the state
+    /// directory is not.
+    pub sealing_key_file: Option<PathBuf>,
+    /// A signing certificate that the operator brings (PEM), followed by those above it, the root last.
+    pub certificate_file: Option<PathBuf>,
+    /// Its private key (PEM, PKCS#8).
+    pub key_file: Option<PathBuf>,
+}
+
+/// How the cluster's keys are replaced.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct RotationConfig {
+    /// How often those who do not watch the trust-bundle fetch the cluster's bundle; published with it. Three of these
+    /// pass between a root's publication and its first use.
+    #[serde(with = "mesh_runtime::duration")]
+    pub refresh_hint: Duration,
+    /// How far clocks may be apart: an old root stays this much longer than the longest SVID.
+    #[serde(with = "mesh_runtime::duration")]
+    pub skew: Duration,
+    /// Without all acknowledgements after this time a rotation counts as stalled; it waits on.
+    #[serde(with = "mesh_runtime::duration")]
+    pub stall: Duration,
+}
+
 fn default_svid_lifetime() -> Duration {
     Duration::from_secs(24 * 60 * 60)
 }
@@ -99,6 +134,13 @@ fn default_rescan() -> Duration {
 impl Default for ClustersetIpConfig {
     fn default() -> Self {
         Self { ipv4: Ipv4Net::new_assert(std::net::Ipv4Addr::new(241, 0, 0, 0), 8), ipv6: None }
+    }
+}
+
+impl Default for RotationConfig {
+    fn default() -> Self {
+        let Pace { refresh_hint, skew, stall, .. } = Pace::default();
+        Self { refresh_hint, skew, stall }
     }
 }
 
@@ -136,7 +178,17 @@ impl Configuration for Config {
         check(self.probes.interval < Duration::from_millis(100), "probes.interval: at least 100ms");
         check(self.probes.timeout.is_zero(), "probes.timeout: must be longer than 0s");
         check(self.probes.concurrency == 0, "probes.concurrency: at least 1");
-        check(self.svid_lifetime < Duration::from_secs(60), "svidLifetime: at least 1m");
+        check(self.svid_lifetime < Duration::from_secs(4), "svidLifetime: at least 4s");
+        let AuthorityConfig { sealing_key_file, certificate_file, key_file } = &self.authority;
+        check(
+            certificate_file.is_some() != key_file.is_some(),
+            "authority: certificateFile and keyFile belong together: give both or none",
+        );
+        check(
+            sealing_key_file.as_ref().is_some_and(|file| within(file, &self.state_directory)),
+            "authority.sealingKeyFile: must not lie within stateDirectory, beside what it seals",
+        );
+        check(self.rotation.refresh_hint.as_millis() < 1000, "rotation.refreshHint: at least 1s");
         check(self.rescan_interval < Duration::from_millis(100), "rescanInterval: at least 100ms");
         check(
             within(&self.imports_directory, &self.manifests_directory),
@@ -177,12 +229,20 @@ mod tests {
     #[test]
     fn every_problem_is_named_at_once() {
         let text = SMALLEST.replace("/i\n", "/m/i\n")
-            + "svidLifetime: 1s\nprobes: {interval: 1ms, concurrency: 0}\nclustersetIps: {ipv4: 241.0.0.0/30}\n";
+            + "svidLifetime: 1s\nauthority: {keyFile: /k, sealingKeyFile: /s/k}\nrotation: {refreshHint: 1ms}\nprobes: {interval: 1ms, concurrency: 0}\nclustersetIps: {ipv4: 241.0.0.0/30}\n";
         let config: Config = serde_saphyr::from_str(&text).unwrap();
         let problems = config.problems();
         let fields: Vec<_> = problems.iter().filter_map(|problem| problem.split(':').next()).collect();
-        let expected =
-            ["clustersetIps.ipv4", "probes.interval", "probes.concurrency", "svidLifetime", "importsDirectory"];
+        let expected = [
+            "clustersetIps.ipv4",
+            "probes.interval",
+            "probes.concurrency",
+            "svidLifetime",
+            "authority",
+            "authority.sealingKeyFile",
+            "rotation.refreshHint",
+            "importsDirectory",
+        ];
         assert_eq!(fields, expected);
         assert!(serde_saphyr::from_str::<Config>(&(SMALLEST.to_owned() + "typo: 1\n")).is_err());
     }

@@ -18,6 +18,7 @@
 //! - Sequences and other clusters' records are on disk before they are said or acknowledged.
 
 pub mod admin;
+pub mod authority;
 pub mod conditions;
 pub mod config;
 pub mod discovery;

@@ -19,7 +19,7 @@ use federation_api::client::trust::TrustCursor;
 use federation_api::record::v1::Signed;
 use federation_api::token::JoinToken;
 use mesh_tls::{Identity, TrustStore};
-use spiffe_identity::{Bundle, TrustDomain};
+use spiffe_identity::TrustDomain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info};
 
@@ -41,8 +41,10 @@ pub struct PlaneFacts {
     pub federation: FederationDomain,
     /// Its trust domain.
     pub plane: TrustDomain,
-    /// The cluster's own roots.
-    pub bundle: Bundle,
+    /// Whom the mesh believes: the cluster's own bundle among them.
+    pub trust: TrustStore,
+    /// The cluster's trust domain.
+    pub own: TrustDomain,
     /// Where the membership is kept.
     pub state: StateDirectory,
 }
@@ -189,8 +191,10 @@ impl Plane {
     }
 
     async fn joined(&mut self, token: &JoinToken, current: Option<u64>) -> Result<Membership, MembershipError> {
-        let PlaneFacts { cluster, federation, bundle, state, .. } = &self.facts;
-        let membership = Box::pin(membership::join(token, current, bundle, cluster, federation)).await?;
+        let PlaneFacts { cluster, federation, trust, own, state, .. } = &self.facts;
+        let unknown = || MembershipError::Unusable("the cluster's own roots are not known".to_owned());
+        let bundle = trust.bundle(own).ok_or_else(unknown)?;
+        let membership = Box::pin(membership::join(token, current, &bundle, cluster, federation)).await?;
         let state = state.clone();
         let saved = tokio::task::spawn_blocking(move || membership.save(&state).map(|()| membership)).await;
         let membership = saved.map_err(|error| MembershipError::Unusable(error.to_string()))??;
@@ -214,5 +218,10 @@ impl Plane {
 /// # Errors
 /// The publish key is damaged.
 pub fn joined_input(membership: &Membership) -> Result<Joined, MembershipError> {
-    Ok(Joined { speaker: membership.speaker()?, member: membership.verified.clone(), root: membership.root })
+    Ok(Joined {
+        speaker: membership.speaker()?,
+        successor: None,
+        member: membership.verified.clone(),
+        root: membership.root,
+    })
 }

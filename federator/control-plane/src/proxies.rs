@@ -20,6 +20,15 @@ pub enum Kind {
     Gateway,
 }
 
+/// How far trust has come: the epoch of the federation's, and the sequence of the cluster's own bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrustPosition {
+    /// Of the trust state.
+    pub epoch: u64,
+    /// Of the own bundle.
+    pub bundle: u64,
+}
+
 /// A connected proxy, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyStatus {
@@ -31,8 +40,8 @@ pub struct ProxyStatus {
     pub identity: String,
     /// Since when it is connected.
     pub since: SystemTime,
-    /// The trust epoch that it has applied.
-    pub trust_epoch: u64,
+    /// The trust state that it has applied.
+    pub trust: TrustPosition,
     /// What it did not understand last.
     pub error: Option<String>,
 }
@@ -88,7 +97,7 @@ impl Proxies {
                 kind,
                 identity: identity.to_owned(),
                 since: SystemTime::now(),
-                trust_epoch: 0,
+                trust: TrustPosition::default(),
                 error: None,
             };
             state.connected.insert(state.next, status);
@@ -113,7 +122,7 @@ impl Proxies {
     #[must_use]
     pub fn pending(&self, epoch: u64) -> (Vec<String>, usize) {
         let state = self.state();
-        let behind = state.connected.values().filter(|proxy| proxy.trust_epoch < epoch);
+        let behind = state.connected.values().filter(|proxy| proxy.trust.epoch < epoch);
         (behind.map(|proxy| proxy.name.clone()).collect(), state.connected.len())
     }
 
@@ -159,17 +168,17 @@ impl Connection {
         });
     }
 
-    /// The proxy has applied a trust epoch, or kept the last good state for a reason.
-    pub fn applied(&self, trust_epoch: Option<u64>, error: Option<String>) {
-        let status = |state: &State| state.connected.get(&self.id).map(|it| (it.trust_epoch, it.error.clone()));
+    /// The proxy has applied a trust state, or kept the last good state for a reason.
+    pub fn applied(&self, trust: Option<TrustPosition>, error: Option<String>) {
+        let status = |state: &State| state.connected.get(&self.id).map(|it| (it.trust, it.error.clone()));
         let before = status(&self.proxies.state());
-        let epoch = trust_epoch.or(before.as_ref().map(|before| before.0)).unwrap_or_default();
-        if before == Some((epoch, error.clone())) {
+        let trust = trust.or(before.as_ref().map(|before| before.0)).unwrap_or_default();
+        if before == Some((trust, error.clone())) {
             return;
         }
         self.proxies.change(|state| {
             if let Some(proxy) = state.connected.get_mut(&self.id) {
-                proxy.trust_epoch = epoch;
+                proxy.trust = trust;
                 proxy.error = error;
             }
         });
@@ -252,7 +261,7 @@ mod tests {
     fn proxies_behind_an_epoch_are_named() {
         let proxies = Proxies::new(Vec::new(), Instant::now());
         let (one, _two) = (proxies.connect(Kind::Sidecar, "1", "id"), proxies.connect(Kind::Sidecar, "2", "id"));
-        one.applied(Some(7), None);
+        one.applied(Some(TrustPosition { epoch: 7, bundle: 1 }), None);
         assert_eq!(proxies.pending(7), (vec!["2".to_owned()], 2));
     }
 }

@@ -14,6 +14,9 @@ use federation_api::record::v1::Signed;
 use federation_api::records::{Head, HeadScope};
 use federation_api::signing::{SequenceClock, SignError, Speaker};
 use federation_api::verify::VerifiedMember;
+use spiffe_identity::Bundle;
+
+use crate::membership::{MembershipError, sign_bundle};
 
 /// Withdrawals that are kept to be said again, at most; the oldest go first.
 const MAX_WITHDRAWALS: usize = 4_096;
@@ -39,10 +42,20 @@ struct Own {
     answer: Answer,
 }
 
+/// Who speaks after the present speaker, of the same membership.
+#[derive(Debug)]
+pub struct Successor {
+    /// With sequences above this one.
+    pub after: u64,
+    /// With the key of the next grant.
+    pub speaker: Speaker,
+}
+
 /// Own records under one membership.
 #[derive(Debug)]
 pub struct Publications {
     speaker: Speaker,
+    successor: Option<Successor>,
     clock: SequenceClock,
     records: BTreeMap<RecordKey, Own>,
     /// The federator holds something newer under these keys: what is held here went back in time.
@@ -53,7 +66,7 @@ pub struct Publications {
 impl Publications {
     /// Goes on with what was signed before, as far as it is of this membership.
     #[must_use]
-    pub fn new(speaker: Speaker, member: &VerifiedMember, saved: Vec<Signed>) -> Self {
+    pub fn new(speaker: Speaker, successor: Option<Successor>, member: &VerifiedMember, saved: Vec<Signed>) -> Self {
         let mut clock = SequenceClock::after(0);
         let mut records = BTreeMap::new();
         for signed in saved {
@@ -62,7 +75,29 @@ impl Publications {
             let own = Own { payload: statement.payload, sequence: statement.sequence, signed, answer: Answer::Pending };
             records.insert(statement.key, own);
         }
-        Self { speaker, clock, records, behind: BTreeSet::new(), signed_again: None }
+        Self { speaker, successor, clock, records, behind: BTreeSet::new(), signed_again: None }
+    }
+
+    /// Goes on with other keys of the same membership. Records that the key they were signed with may not have are to be
+    /// signed again: [`sign_again`](Self::sign_again).
+    pub fn rekey(&mut self, speaker: Speaker, successor: Option<Successor>) {
+        if let Some(successor) = &successor {
+            let void = self.records.iter().filter(|(_, own)| own.sequence > successor.after);
+            self.behind.extend(void.map(|(key, _)| key.clone()));
+        }
+        (self.speaker, self.successor) = (speaker, successor);
+    }
+
+    /// Whose key a statement with this sequence is to be signed with.
+    fn speaker_of(&self, sequence: u64) -> &Speaker {
+        let successor = self.successor.as_ref().filter(|successor| sequence > successor.after);
+        successor.map_or(&self.speaker, |successor| &successor.speaker)
+    }
+
+    /// The last sequence that was used.
+    #[must_use]
+    pub fn last_sequence(&self) -> u64 {
+        self.clock.last()
     }
 
     /// Says `wanted` from now on: all records that are to be live, but bundle and heads. Returns what is newly signed.
@@ -152,9 +187,13 @@ impl Publications {
         self.records.values().map(|own| own.signed.clone()).collect()
     }
 
-    /// Signs something outside of the set, with the next sequence.
-    pub fn next_sequence(&mut self, now: SystemTime) -> u64 {
-        self.clock.next(now)
+    /// Signs the own bundle, which is published apart from the set, with the next sequence.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub fn sign_bundle(&mut self, bundle: &Bundle, now: SystemTime) -> Result<Signed, MembershipError> {
+        let sequence = self.clock.next(now);
+        sign_bundle(self.speaker_of(sequence), bundle, sequence, now)
     }
 
     /// Who speaks.
@@ -165,7 +204,7 @@ impl Publications {
 
     fn sign(&mut self, key: &RecordKey, payload: Payload, now: SystemTime) -> Result<Signed, SignError> {
         let sequence = self.clock.next(now);
-        let signed = self.speaker.sign(sequence, now, key, &payload)?;
+        let signed = self.speaker_of(sequence).sign(sequence, now, key, &payload)?;
         self.records.insert(key.clone(), Own { payload, sequence, signed: signed.clone(), answer: Answer::Pending });
         Ok(signed)
     }

@@ -32,17 +32,18 @@ use federation_api::signing::Speaker;
 use federation_api::trust::v1::WatchResponse;
 use federation_api::verify::VerifiedMember;
 use federation_resources::{Change, Problem};
+use rustls_pki_types::CertificateDer;
 use spiffe_identity::Bundle;
 use tracing::{error, warn};
 
 use crate::local::{LocalIndex, LocalService, NamespaceWorkloads};
 use crate::peers::{self, PeerChange, Peers};
-use crate::publications::Publications;
+use crate::publications::{Publications, Successor};
 use crate::snapshot::{ClusterStatus, ExportView, LinkStatus, ServiceView, Snapshot, SourceStatus};
 use crate::vips::VipAllocator;
 
 pub use effects::{Effects, TrustEffect};
-pub use saved::{Restored, files};
+pub use saved::{Restored, SavedBundle, files};
 
 /// A moment, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,8 @@ pub enum Input {
     RoundTrips(BTreeMap<ClusterName, Duration>),
     /// The cluster became a member, or a member anew.
     Joined(Box<Joined>),
+    /// The cluster's own roots, the next or the last one among them while one is replaced.
+    OwnRoots(Vec<CertificateDer<'static>>),
 }
 
 /// News from the source of the cluster's own objects: manifests, or the Kubernetes API.
@@ -122,6 +125,8 @@ pub enum SessionInput {
 pub struct Joined {
     /// Who speaks.
     pub speaker: Speaker,
+    /// Who speaks next.
+    pub successor: Option<Successor>,
     /// The membership.
     pub member: VerifiedMember,
     /// The pinned root.
@@ -137,7 +142,7 @@ pub struct Facts {
     pub federation: FederationDomain,
     /// The cluster's trust domain.
     pub trust_domain: String,
-    /// The cluster's own roots.
+    /// The cluster's own roots, and their sequence as it goes on from what was on disk.
     pub bundle: Bundle,
 }
 
@@ -246,7 +251,7 @@ impl Reconciler {
             dirty: Dirty { all: true, records: true, trust: true, snapshot: true, ..Dirty::default() },
             publish_all: true,
             last: Snapshot::default(),
-            save: saved::Unsaved::default(),
+            save: saved::Unsaved { bundle: true, ..saved::Unsaved::default() },
             facts,
         };
         if let Some(joined) = joined {
@@ -275,6 +280,7 @@ impl Reconciler {
             }
             Input::Session(input) => self.take_session(input, now),
             Input::RoundTrips(times) => self.take_round_trips(times),
+            Input::OwnRoots(roots) => self.take_own_roots(roots, now),
             Input::Joined(joined) => {
                 self.peers.change_trust(now.system, |trust| trust.pin(joined.root));
                 self.peers_synced = false;
@@ -303,7 +309,7 @@ impl Reconciler {
             None => std::mem::take(&mut self.published_before),
         };
         self.delegation = Some(joined.member.delegation().clone());
-        self.publications = Some(Publications::new(joined.speaker, &joined.member, before));
+        self.publications = Some(Publications::new(joined.speaker, joined.successor, &joined.member, before));
         self.publish_all = true;
         self.published_to = None;
     }
@@ -341,6 +347,18 @@ impl Reconciler {
         self.dirty.trust = true;
         self.dirty.snapshot = true;
         self.save.trust = true;
+    }
+
+    /// Other roots are another bundle, whose sequence is higher than any before.
+    fn take_own_roots(&mut self, roots: Vec<CertificateDer<'static>>, now: Now) {
+        let bundle = &mut self.facts.bundle;
+        if bundle.x509_authorities != roots {
+            bundle.x509_authorities = roots;
+            bundle.sequence = saved::next_bundle_sequence(bundle.sequence, now.system);
+            self.save.bundle = true;
+            self.dirty.trust = true;
+            self.dirty.snapshot = true;
+        }
     }
 
     fn take_session(&mut self, input: SessionInput, now: Now) {

@@ -1,23 +1,24 @@
 //! The program, put together.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
 use federation_api::discovery::v1::discovery_server::DiscoveryServer;
 use mesh_runtime::Process;
 use mesh_tls::rpc::{self, AcceptLimits};
-use mesh_tls::{ClientAuth, Identity, TrustStore, new_key_and_csr, server_config};
-use spiffe_identity::{Bundle, SpiffeId, TrustDomain, pem};
+use mesh_tls::{ClientAuth, Identity, TrustStore, server_config};
+use spiffe_identity::{Bundle, DEFAULT_REFRESH_HINT, TrustDomain};
 use svid_issuer::Authority;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::admin::{self, Admin, AdminSocket};
+use crate::authority::{self, OwnAuthority};
 use crate::config::Config;
-use crate::discovery::{CONTROL_PLANE_ACCOUNT, DiscoveryService, SYSTEM_NAMESPACE};
+use crate::discovery::DiscoveryService;
 use crate::driver::{Driver, INPUTS};
 use crate::import_files::{self, ImportFiles};
 use crate::membership::Membership;
@@ -32,9 +33,6 @@ use crate::source::{FileSource, Source as _};
 use crate::state::StateDirectory;
 use crate::tokens::TokenKey;
 use crate::vips::VipAllocator;
-
-/// The own certificate is looked at this often.
-const OWN_RENEWAL_CHECK: Duration = Duration::from_secs(60);
 
 /// What was opened and bound before anything runs.
 struct Parts {
@@ -85,8 +83,8 @@ async fn open(config: Config) -> anyhow::Result<Parts> {
     let opened = tokio::task::spawn_blocking(move || {
         let state = StateDirectory::open(&config.state_directory)?;
         let trust_domain: TrustDomain = config.trust_domain_name().parse()?;
-        let authority = Authority::open_or_create(&config.state_directory, &trust_domain, SystemTime::now())?;
-        state.write_public("root.crt", pem::certificates_to_pem([&authority.root()]).as_bytes())?;
+        let authority = authority::open(&config, &trust_domain, SystemTime::now())?;
+        authority::write_pins(&authority, &state)?;
         let imports = ImportFiles::open(&config.imports_directory)
             .with_context(|| format!("importsDirectory: {}", config.imports_directory.display()))?;
         Ok::<_, anyhow::Error>(Parts {
@@ -110,23 +108,20 @@ type Tasks = JoinSet<anyhow::Result<()>>;
 /// Starts every task; they end with the set.
 fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<watch::Receiver<Arc<Snapshot>>> {
     let Parts { config, state, authority, tokens, membership, restored, imports, listener, names, socket } = parts;
-    let bundle = Bundle {
-        trust_domain: authority.trust_domain().clone(),
-        x509_authorities: vec![authority.root()],
-        sequence: 1,
-        refresh_hint: None,
-    };
+    let bundle = own_bundle(&config, &authority, &restored);
     let trust = TrustStore::new();
     trust.insert(bundle.clone());
-    let identity = own_identity(&authority, config.svid_lifetime)?;
     let (inputs, received) = mpsc::channel(INPUTS);
+    let own = OwnAuthority::new(Arc::clone(&authority), config.svid_lifetime, state.clone(), inputs.clone())?;
+    let identity = own.identity().clone();
     let (sender, snapshots) = watch::channel(Arc::<Snapshot>::default());
     let proxies = Proxies::new(restored.gateways.clone(), Instant::now());
     let plane_facts = PlaneFacts {
         cluster: config.cluster.clone(),
         federation: config.federation.clone(),
         plane: config.federation.as_str().parse()?,
-        bundle: bundle.clone(),
+        trust: trust.clone(),
+        own: authority.trust_domain().clone(),
         state: state.clone(),
     };
     let (plane, handle, joiner, joins) =
@@ -158,7 +153,7 @@ fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<w
         measurements: measurements.clone(),
     };
     spawn(tasks, "the prober", prober.run());
-    spawn(tasks, "the renewal", renew_own(identity.clone(), Arc::clone(&authority), config.svid_lifetime));
+    spawn(tasks, "the authority's upkeep", own.clone().keep());
 
     let metrics = Metrics::default();
     process.register(|registry| metrics.register(registry));
@@ -173,6 +168,7 @@ fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<w
         measurements,
         tokens: Arc::clone(&tokens),
         joiner,
+        authority: own,
         dns,
         readiness: process.readiness().clone(),
     };
@@ -228,30 +224,16 @@ impl svid_issuer::Attestor for TokenAttestor {
     }
 }
 
-/// The control-plane's own SVID, from its own authority.
-fn own_identity(authority: &Authority, lifetime: Duration) -> anyhow::Result<Identity> {
-    let identity = Identity::empty();
-    renew(&identity, authority, lifetime)?;
-    Ok(identity)
-}
-
-fn renew(identity: &Identity, authority: &Authority, lifetime: Duration) -> anyhow::Result<()> {
-    let id = SpiffeId::workload(authority.trust_domain(), SYSTEM_NAMESPACE, CONTROL_PLANE_ACCOUNT)?;
-    let (key, csr) = new_key_and_csr()?;
-    let svid = authority.issue(&csr, &id, lifetime, SystemTime::now())?;
-    identity.replace(svid.chain, key)?;
-    Ok(())
-}
-
-async fn renew_own(identity: Identity, authority: Arc<Authority>, lifetime: Duration) {
-    loop {
-        tokio::time::sleep(OWN_RENEWAL_CHECK.min(lifetime / 8)).await;
-        let left = identity.not_after().and_then(|end| end.duration_since(SystemTime::now()).ok());
-        if left.unwrap_or_default() < lifetime / 2
-            && let Err(error) = renew(&identity, &authority, lifetime)
-        {
-            warn!(%error, "the own SVID is not renewed");
-        }
+/// The bundle of the cluster's own roots, with a sequence that goes on from what was published before.
+fn own_bundle(config: &Config, authority: &Authority, restored: &Restored) -> Bundle {
+    let roots = authority::roots(authority);
+    // Said only where it is not what everybody assumes.
+    let hint = Some(config.rotation.refresh_hint).filter(|hint| *hint != DEFAULT_REFRESH_HINT);
+    Bundle {
+        trust_domain: authority.trust_domain().clone(),
+        sequence: restored.bundle_sequence(&roots, SystemTime::now()),
+        x509_authorities: roots,
+        refresh_hint: hint,
     }
 }
 

@@ -10,6 +10,7 @@ use federation::merge::{ConflictReason, Import};
 use federation::{ClusterName, Gateway, HeadlessEndpoint, Namespace, ServiceId, ZoneCapacity};
 use federation_api::discovery::v1::Resource;
 use federation_resources::Problem;
+use rustls_pki_types::CertificateDer;
 
 use crate::conditions::Condition;
 use crate::local::{LocalEndpoint, LocalService, NamespaceWorkloads};
@@ -44,6 +45,10 @@ pub struct Snapshot {
     pub clusters: BTreeMap<ClusterName, ClusterStatus>,
     /// The epoch of the trust state that is in here.
     pub trust_epoch: u64,
+    /// The cluster's own roots.
+    pub own_bundle: Arc<OwnBundle>,
+    /// What others' signed words make of the own membership.
+    pub standing: Standing,
     /// Identities that are shut out.
     pub denied: Arc<BTreeSet<String>>,
     /// How reading manifests goes.
@@ -56,6 +61,31 @@ pub struct Snapshot {
     pub generation: Option<u64>,
     /// The cluster's own gateways as they are published.
     pub gateways: Arc<Vec<Gateway>>,
+}
+
+/// The cluster's own roots, as its proxies are told them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnBundle {
+    /// Only grows; other roots have a higher one.
+    pub sequence: u64,
+    /// The roots, DER.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// The federation has the same ones: from which epoch of the trust state on, at the latest.
+    pub published: Option<u64>,
+}
+
+/// What the operator's, or a successor's, signed words make of a membership.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing is against it.
+    #[default]
+    Good,
+    /// Shut out until released.
+    Quarantined,
+    /// Ended by the operator.
+    Evicted,
+    /// A later token made another membership of this cluster, of this generation.
+    Replaced(u64),
 }
 
 /// An imported service.

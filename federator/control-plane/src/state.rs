@@ -3,7 +3,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `ca.crt`, `ca.key` | the cluster's root and its key |
-//! | `root.crt` | the root alone: the pin of the cluster's proxies |
+//! | `root.crt` | the roots alone: the pins of the cluster's proxies |
+//! | `bundle.json` | the own bundle's sequence, and the roots that it was published with |
 //! | `service-account-tokens.key` | signs service-account tokens |
 //! | `membership.json` | the membership, its keys and certificate, the federation's addresses and pins |
 //! | `trust.bin` | members, bundles and the deny-list as last applied |

@@ -212,6 +212,20 @@ impl Authority {
         }
     }
 
+    /// Signs below a new intermediate from now on, whatever the age of the one in use: SVIDs from before stay valid until
+    /// their end, and only another root's rotation ends them sooner.
+    ///
+    /// # Errors
+    /// [`RootError::Brought`] for a chain of the operator's, or the root's key cannot be used; the one in use signs on.
+    pub fn renew_intermediate(&self, now: SystemTime) -> Result<(), RootError> {
+        let mut state = self.state();
+        let root = state.root.clone();
+        match &mut state.signing {
+            Signing::Online(online) => Ok(online.renew(&self.disk, &root, whole_seconds(now))?),
+            Signing::Itself(_) => Err(RootError::Brought),
+        }
+    }
+
     /// Issues an SVID for `id` to whoever holds the key of the request (PKCS#10 DER), from five minutes ago until `lifetime`
     /// from `now`, and never past the end of any certificate above it. Whether the asker *is* `id` has been decided before.
     ///

@@ -116,36 +116,56 @@ impl Online {
         }
         let usable = |signer: &Arc<Signer>| signer.validity().contains(now) && signer.root() == Some(root);
         if !self.next.as_ref().is_some_and(usable) {
-            self.next = match self.make(disk, root, now)? {
-                Some(made) => Some(Arc::new(made)),
+            let (root, not_after) = issuer(disk, root, now)?;
+            let current = self.current.as_ref().filter(|current| current.validity().contains(now));
+            if current.is_some_and(|current| current.validity().not_after >= not_after) {
                 // It would end with the one in use: the root itself has no more time.
-                None => return Ok(()),
-            };
+                return Ok(());
+            }
+            self.next = Some(Arc::new(make(disk, &root, now, not_after)?));
         }
-        if due == Due::Activate
-            && let Some(next) = self.next.take()
-        {
-            disk.promote_intermediate();
-            info!(trust_domain = %disk.trust_domain, until = ?next.validity().not_after, "an intermediate signs");
-            self.current = Some(next);
+        if due == Due::Activate {
+            self.promote(disk);
         }
         Ok(())
     }
 
-    /// The only use of the root's key: it is read for this, and dropped.
-    fn make(&self, disk: &Disk, root: &CertificateDer<'static>, now: SystemTime) -> Result<Option<Signer>, OpenError> {
-        let root = root_signer(disk, root)?;
-        let not_after = (now + INTERMEDIATE_LIFETIME).min(root.validity().not_after);
-        let current = self.current.as_ref().filter(|current| current.validity().contains(now));
-        if current.is_some_and(|current| current.validity().not_after >= not_after) {
-            return Ok(None);
-        }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let certificate = new_intermediate(&root, &disk.trust_domain, &key, now, not_after)?;
-        let certificates: Vec<_> = std::iter::once(certificate).chain(root.certificates().iter().cloned()).collect();
-        disk.store_intermediate(&disk.files.online_next(), &certificates, &key);
-        Signer::new(&disk.trust_domain, certificates, key).map(Some)
+    /// Signs with a new one from now on, whatever the age of the one in use.
+    pub(crate) fn renew(
+        &mut self,
+        disk: &Disk,
+        root: &CertificateDer<'static>,
+        now: SystemTime,
+    ) -> Result<(), OpenError> {
+        let (root, not_after) = issuer(disk, root, now)?;
+        self.next = Some(Arc::new(make(disk, &root, now, not_after)?));
+        self.promote(disk);
+        Ok(())
     }
+
+    fn promote(&mut self, disk: &Disk) {
+        if let Some(next) = self.next.take() {
+            disk.promote_intermediate();
+            info!(trust_domain = %disk.trust_domain, until = ?next.validity().not_after, "an intermediate signs");
+            self.current = Some(next);
+        }
+    }
+}
+
+/// The root with its key, and when an intermediate that it makes at `now` ends.
+fn issuer(disk: &Disk, root: &CertificateDer<'static>, now: SystemTime) -> Result<(Signer, SystemTime), OpenError> {
+    let root = root_signer(disk, root)?;
+    let not_after = (now + INTERMEDIATE_LIFETIME).min(root.validity().not_after);
+    Ok((root, not_after))
+}
+
+/// The only use of the root's key: it is read for this, and dropped.
+fn make(disk: &Disk, root: &Signer, now: SystemTime, not_after: SystemTime) -> Result<Signer, OpenError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let certificate = new_intermediate(root, &disk.trust_domain, &key, now, not_after)?;
+    let certificates: Vec<_> = std::iter::once(certificate).chain(root.certificates().iter().cloned()).collect();
+    disk.store_intermediate(&disk.files.online_next(), &certificates, &key);
+    Signer::new(&disk.trust_domain, certificates, key)
 }
 
 /// The root with its key.

@@ -10,7 +10,7 @@ use super::Admin;
 use crate::conditions::Condition;
 use crate::probe::{Depth, Measurement};
 use crate::proxies::{Kind, ProxyStatus};
-use crate::snapshot::{ClusterStatus, ExporterView, LinkStatus, Snapshot};
+use crate::snapshot::{ClusterStatus, ExporterView, LinkStatus, Snapshot, Standing};
 
 /// Problems that one answer spells out.
 const MAX_PROBLEMS: usize = 100;
@@ -34,6 +34,8 @@ pub(super) fn status(admin: &Admin) -> Value {
         "trustDomain": config.trust_domain_name(),
         "joined": snapshot.generation.is_some(),
         "generation": snapshot.generation,
+        "standing": standing(&snapshot),
+        "authority": authority(admin, &snapshot),
         "synced": snapshot.synced,
         "waitingFor": admin.readiness.waiting_for(),
         "dns": admin.dns,
@@ -193,8 +195,31 @@ fn proxy(proxy: &ProxyStatus) -> Value {
         },
         "identity": proxy.identity,
         "connectedForMs": age(Some(proxy.since)),
-        "trustEpoch": proxy.trust_epoch,
+        "trustEpoch": proxy.trust.epoch,
+        "bundleSequence": proxy.trust.bundle,
         "error": proxy.error,
+    })
+}
+
+fn standing(snapshot: &Snapshot) -> Option<String> {
+    snapshot.generation?;
+    Some(match snapshot.standing {
+        Standing::Good => "member".to_owned(),
+        Standing::Quarantined => "quarantined".to_owned(),
+        Standing::Evicted => "evicted".to_owned(),
+        Standing::Replaced(newer) => format!("replaced by generation {newer}"),
+    })
+}
+
+fn authority(admin: &Admin, snapshot: &Snapshot) -> Value {
+    let status = admin.authority.status();
+    json!({
+        "roots": status.roots,
+        "notAfter": timestamp(status.not_after),
+        "intermediateNotAfter": status.intermediate_not_after.map(timestamp),
+        "sequence": snapshot.own_bundle.sequence,
+        "published": snapshot.own_bundle.published.is_some(),
+        "problem": status.problem,
     })
 }
 

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::delta::{Delta, ProxyState, Subject, TooMany};
 use super::{GATEWAY_ACCOUNT, SYSTEM_NAMESPACE};
-use crate::proxies::{self, Connection, Proxies};
+use crate::proxies::{self, Connection, Proxies, TrustPosition};
 use crate::snapshot::Snapshot;
 
 /// The version of the protocol.
@@ -50,8 +50,10 @@ struct Serving {
     gateway: bool,
     revision: u64,
     complete: bool,
-    /// Revisions with the trust epoch that a proxy has applied once it has applied them.
-    unacknowledged: VecDeque<(u64, u64)>,
+    /// Revisions with the trust state that a proxy has applied once it has applied them.
+    unacknowledged: VecDeque<(u64, TrustPosition)>,
+    /// Its last acknowledgement was that it kept what it had.
+    failing: bool,
 }
 
 impl ProxyStream {
@@ -128,6 +130,7 @@ impl ProxyStream {
             revision: 0,
             complete: false,
             unacknowledged: VecDeque::new(),
+            failing: false,
         };
         if let Some(advertise) = start.advertise {
             serving.advertise(advertise)?;
@@ -170,7 +173,7 @@ impl ProxyStream {
     async fn send(&self, serving: &mut Serving, delta: Delta, snapshot: &Snapshot) -> bool {
         let completes = snapshot.synced && !serving.complete;
         if delta == Delta::default() && !completes {
-            serving.sent(snapshot.trust_epoch, false);
+            serving.sent(position(snapshot), false);
             return true;
         }
         let mut parts = parts(delta);
@@ -186,9 +189,13 @@ impl ProxyStream {
             }
         }
         serving.complete |= completes;
-        serving.sent(snapshot.trust_epoch, true);
+        serving.sent(position(snapshot), true);
         true
     }
+}
+
+fn position(snapshot: &Snapshot) -> TrustPosition {
+    TrustPosition { epoch: snapshot.trust_epoch, bundle: snapshot.own_bundle.sequence }
 }
 
 /// At least one response; what is gone is said in the last.
@@ -235,7 +242,9 @@ impl Serving {
         if let Some(error) = &error {
             warn!(proxy = self.name, error, "a proxy did not understand a resource");
         }
-        self.connection.applied(epoch, error);
+        // What it did not understand it has not applied.
+        self.failing = error.is_some();
+        self.connection.applied(epoch.filter(|_| !self.failing), error);
         match ack.advertise {
             Some(advertise) => self.advertise(advertise),
             None => Ok(()),
@@ -243,12 +252,13 @@ impl Serving {
     }
 
     /// Everything up to this epoch is in the responses so far, the last of which is `new` or was sent before.
-    fn sent(&mut self, epoch: u64, new: bool) {
+    fn sent(&mut self, trust: TrustPosition, new: bool) {
         match self.unacknowledged.back_mut() {
-            _ if new => self.unacknowledged.push_back((self.revision, epoch)),
-            Some((_, last)) => *last = epoch,
+            _ if new => self.unacknowledged.push_back((self.revision, trust)),
+            Some((_, last)) => *last = trust,
             // All is acknowledged, and the epoch changed nothing for this proxy.
-            None => self.connection.applied(Some(epoch), None),
+            None if self.failing => {}
+            None => self.connection.applied(Some(trust), None),
         }
         if self.unacknowledged.len() > MAX_UNACKNOWLEDGED {
             self.unacknowledged.pop_front();

@@ -35,6 +35,7 @@ pub(super) fn import_manifest(
     manifest.status = Some(ServiceImportStatus {
         clusters: import.clusters.iter().map(|cluster| ImportCluster { cluster: cluster.to_string() }).collect(),
         conditions: vec![condition(&ready, transitions, object, now)],
+        endpoint_slice_objects: None,
     });
     text(&manifest)
 }

@@ -190,6 +190,12 @@ impl PeerTrust {
         self.bundles.get(cluster).filter(|_| self.believes(cluster)).map(|known| &known.bundle)
     }
 
+    /// The roots that the federation has of the cluster itself, shut out or not.
+    #[must_use]
+    pub fn own_bundle(&self, own: &ClusterName) -> Option<&Bundle> {
+        self.bundles.get(own).map(|known| &known.bundle)
+    }
+
     /// The roots of every cluster that is not shut out.
     pub fn bundles(&self) -> impl Iterator<Item = (&ClusterName, &Bundle)> {
         self.bundles

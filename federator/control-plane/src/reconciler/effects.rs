@@ -8,12 +8,14 @@ use federation_api::client::federation::SessionCursor;
 use federation_api::client::trust::TrustCursor;
 use federation_api::payload::Payload;
 use federation_api::record::v1::Signed;
+use federation_api::verify::VerifiedMember;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 use tracing::{error, warn};
 
+use super::saved::next_bundle_sequence;
 use super::{Now, Reconciler};
 use crate::resources::{self, MeshFacts};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{OwnBundle, Snapshot, Standing};
 
 /// What is to be done, in this order: roots, files, snapshot, then the words to the federation.
 #[derive(Debug, Default)]
@@ -131,17 +133,46 @@ impl Reconciler {
         if trust.cursor().incarnation.is_empty() || trust.member(&self.facts.cluster).is_none() {
             return None;
         }
-        let known = trust.bundle(&self.facts.cluster);
-        let same = |known: &Bundle| known.x509_authorities == self.facts.bundle.x509_authorities;
-        if !self.bundle_missing && known.is_some_and(same) {
+        let standing = self.standing();
+        let known = trust.own_bundle(&self.facts.cluster);
+        if standing != Standing::Good || (!self.bundle_missing && self.is_published(known)) {
             return None;
         }
-        let mut bundle = self.facts.bundle.clone();
-        bundle.sequence = known.map_or(bundle.sequence, |known| bundle.sequence.max(known.sequence + 1));
+        if let Some(known) = known.filter(|known| known.sequence >= self.facts.bundle.sequence) {
+            self.facts.bundle.sequence = next_bundle_sequence(known.sequence, now.system);
+            self.save.bundle = true;
+            self.dirty.snapshot = true;
+        }
         let publications = self.publications.as_mut()?;
-        let sequence = publications.next_sequence(now.system);
-        let signed = crate::membership::sign_bundle(publications.speaker(), &bundle, sequence, now.system);
+        let signed = publications.sign_bundle(&self.facts.bundle, now.system);
         signed.inspect_err(|error| error!(%error, "the own bundle cannot be signed")).ok()
+    }
+
+    fn is_published(&self, known: Option<&Bundle>) -> bool {
+        known.is_some_and(|known| known.x509_authorities == self.facts.bundle.x509_authorities)
+    }
+
+    /// What the operator's, or a successor's, signed words make of the own membership.
+    fn standing(&self) -> Standing {
+        let (own, trust) = (&self.facts.cluster, self.peers.trust());
+        let Some(publications) = &self.publications else { return Standing::Good };
+        let generation = publications.speaker().generation;
+        match trust.member(own).map(VerifiedMember::generation) {
+            Some(newer) if newer > generation => Standing::Replaced(newer),
+            _ if trust.deny_list().evicts(own, generation) => Standing::Evicted,
+            _ if trust.deny_list().quarantines(own) => Standing::Quarantined,
+            _ => Standing::Good,
+        }
+    }
+
+    fn own_bundle_view(&self) -> OwnBundle {
+        let trust = self.peers.trust();
+        let published = !self.bundle_missing && self.is_published(trust.own_bundle(&self.facts.cluster));
+        OwnBundle {
+            sequence: self.facts.bundle.sequence,
+            roots: self.facts.bundle.x509_authorities.clone(),
+            published: published.then_some(trust.cursor().epoch),
+        }
     }
 
     fn snapshot(&mut self) -> Arc<Snapshot> {
@@ -175,6 +206,8 @@ impl Reconciler {
             exports: self.exports.clone(),
             clusters: self.clusters.clone(),
             trust_epoch: trust.cursor().epoch,
+            own_bundle: Arc::new(self.own_bundle_view()),
+            standing: self.standing(),
             denied: Arc::new(trust.deny_list().spiffe_ids.clone()),
             source: Arc::clone(&self.source),
             federator: self.federator.clone(),

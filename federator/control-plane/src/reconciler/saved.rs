@@ -11,7 +11,9 @@ use federation_api::client::federation::SessionCursor;
 use federation_api::federation::v1::Publish;
 use federation_api::record::v1::Signed;
 use federation_api::trust::v1::WatchResponse;
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use spiffe_identity::Bundle;
 use tracing::{error, warn};
 
 use super::{Effects, Reconciler};
@@ -28,6 +30,8 @@ pub mod files {
     pub const PEERS_CURSOR: &str = "peers.json";
     /// Own records.
     pub const PUBLISHED: &str = "published.bin";
+    /// The own bundle as it was last published.
+    pub const BUNDLE: &str = "bundle.json";
     /// Clusterset IPs, own gateways, when exports were first seen.
     pub const LOCAL: &str = "local.json";
 }
@@ -53,6 +57,8 @@ pub struct Restored {
     pub first_seen: BTreeMap<ServiceId, SystemTime>,
     /// Clusterset IPs.
     pub vips: SavedVips,
+    /// The own bundle.
+    pub bundle: SavedBundle,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +67,31 @@ pub(super) struct Unsaved {
     pub(super) trust: bool,
     pub(super) peers: bool,
     pub(super) published: bool,
+    pub(super) bundle: bool,
+}
+
+/// The own bundle: its sequence must never be used for other roots.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct SavedBundle {
+    sequence: u64,
+    /// DER in base64.
+    roots: Vec<String>,
+}
+
+impl SavedBundle {
+    fn of(bundle: &Bundle) -> Self {
+        Self { sequence: bundle.sequence, roots: texts(&bundle.x509_authorities) }
+    }
+}
+
+fn texts(roots: &[CertificateDer<'_>]) -> Vec<String> {
+    roots.iter().map(|der| STANDARD.encode(der)).collect()
+}
+
+/// Higher than the one before, and than whatever was published in the past and forgotten: not below Unix seconds.
+pub(super) fn next_bundle_sequence(before: u64, now: SystemTime) -> u64 {
+    before.saturating_add(1).max(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -123,7 +154,18 @@ impl Restored {
             gateways: local.gateways.into_iter().map(Gateway::from).collect(),
             first_seen: first_seen.filter_map(|(id, seconds)| Some((id.parse().ok()?, at(seconds)))).collect(),
             vips: local.vips,
+            bundle: state.read_json(files::BUNDLE)?.unwrap_or_default(),
         })
+    }
+
+    /// The `spiffe_sequence` of the own roots: the one they were published with, or a higher one for other roots.
+    #[must_use]
+    pub fn bundle_sequence(&self, roots: &[CertificateDer<'_>], now: SystemTime) -> u64 {
+        let saved = &self.bundle;
+        if saved.sequence > 0 && saved.roots == texts(roots) {
+            return saved.sequence;
+        }
+        next_bundle_sequence(saved.sequence, now)
     }
 }
 
@@ -171,6 +213,9 @@ impl Reconciler {
         let unsaved = std::mem::take(&mut self.save);
         if unsaved.local {
             add_json(effects, files::LOCAL, &self.saved_local());
+        }
+        if unsaved.bundle {
+            add_json(effects, files::BUNDLE, &SavedBundle::of(&self.facts.bundle));
         }
         if unsaved.trust {
             effects.files.push((files::TRUST, sealed_bytes(&self.peers.trust().to_message())));

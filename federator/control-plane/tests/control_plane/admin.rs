@@ -66,9 +66,12 @@ async fn bad_requests_get_one_clear_sentence() {
         assert!((400..500).contains(&status) && (status == expected || expected == 422), "{path} {body}: {status}");
         assert!(answer["error"].as_str().unwrap().contains(sentence), "{path} {body}: {answer}");
     }
-    let status = program.get("/v1/status").await;
+    let waiting_to_join = async |it: &Program| {
+        let status = it.get("/v1/status").await;
+        (status["waitingFor"][0] == "join").then_some(status)
+    };
+    let status = program.until("the join to be waited for", waiting_to_join).await;
     assert_eq!(status["joined"], false);
-    assert_eq!(status["waitingFor"][0], "join");
     assert_eq!(status["dns"], json!([program.dns.to_string()]));
     program.stop().await;
 }

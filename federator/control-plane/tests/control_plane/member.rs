@@ -85,6 +85,7 @@ impl Peer {
                 generation: self.speaker.generation,
                 key,
             },
+            successor: None,
             member: self.verified.clone(),
             root: root.public(),
         }

@@ -116,7 +116,7 @@ pub(crate) fn options(name: &str) -> WatchOptions {
 }
 
 pub(crate) fn advertise(address: &str, port: u32) -> Option<Advertise> {
-    Some(Advertise { address: address.to_owned(), port, locality: None, draining: false })
+    Some(Advertise { address: address.to_owned(), port, ..Advertise::default() })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,6 +57,23 @@ fn intermediates_replace_each_other_by_themselves_and_every_svid_lives_its_day()
 }
 
 #[test]
+fn an_intermediate_is_replaced_on_demand_and_what_it_signed_stays_valid() {
+    let (directory, authority) = authority();
+    let before = issue(&authority, now());
+    authority.renew_intermediate(now() + HOUR).unwrap();
+    let after = issue(&authority, now() + HOUR);
+    assert_ne!(intermediate(&before), intermediate(&after));
+    for svid in [&before, &after] {
+        assert_eq!(judged(vec![authority.root()], svid, now() + HOUR), Ok(()));
+    }
+    let again = Authority::open(directory.path(), &east()).unwrap();
+    assert_eq!(intermediate(&issue(&again, now() + HOUR)), intermediate(&after), "it survives a restart");
+    fs::rename(directory.path().join("ca.key"), directory.path().join("away")).unwrap();
+    assert!(authority.renew_intermediate(now() + HOUR).is_err(), "it takes the root's key");
+    assert_eq!(intermediate(&issue(&authority, now() + HOUR)), intermediate(&after), "the one in use signs on");
+}
+
+#[test]
 fn an_intermediate_survives_a_restart_and_its_key_is_private() {
     let (directory, first) = authority();
     let svid = issue(&first, now());
