@@ -28,10 +28,13 @@ pub(crate) enum Shed {
     Memory,
     /// No descriptor is left.
     Descriptors,
+    /// From outside to the listener that is for the own cluster only.
+    Outsider,
 }
 
 impl Shed {
-    pub(crate) const ALL: [Self; 5] = [Self::Connections, Self::Source, Self::Service, Self::Memory, Self::Descriptors];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Connections, Self::Source, Self::Service, Self::Memory, Self::Descriptors, Self::Outsider];
 
     /// A fixed word: the label `limit`.
     #[must_use]
@@ -42,6 +45,7 @@ impl Shed {
             Self::Service => "service",
             Self::Memory => "memory",
             Self::Descriptors => "descriptors",
+            Self::Outsider => "outsider",
         }
     }
 }

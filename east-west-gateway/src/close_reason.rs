@@ -9,8 +9,14 @@ pub enum Refusal {
     NoServerName,
     /// The server name is not one of ours.
     UnknownName,
-    /// The server name asks for another cluster: this gateway leads into its own only.
+    /// The server name asks for another cluster: from outside a gateway leads into its own only.
     OtherCluster,
+    /// From inside: the server name asks for no cluster. Only the client can choose one.
+    NoCluster,
+    /// From inside: the server name asks for the own cluster, whose endpoints are reached directly.
+    OwnCluster,
+    /// From inside: no such cluster is known, or none that can be reached.
+    UnknownCluster,
     /// The service is not exported by this cluster, or does not exist: a stranger is not told which.
     NotExported,
     /// The service is exported, but not this port of it.
@@ -29,9 +35,13 @@ impl Refusal {
     pub const fn alert(self) -> [u8; 7] {
         match self {
             Self::NoServerName => alert::MISSING_EXTENSION,
-            Self::UnknownName | Self::OtherCluster | Self::NotExported | Self::PortNotExported => {
-                alert::UNRECOGNIZED_NAME
-            }
+            Self::UnknownName
+            | Self::OtherCluster
+            | Self::NoCluster
+            | Self::OwnCluster
+            | Self::UnknownCluster
+            | Self::NotExported
+            | Self::PortNotExported => alert::UNRECOGNIZED_NAME,
             Self::ServiceFull | Self::NoReadyEndpoint | Self::Unreachable => alert::INTERNAL_ERROR,
         }
     }
@@ -68,7 +78,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every value of [`label`](Self::label).
-    pub(crate) const LABELS: [&'static str; 26] = [
+    pub(crate) const LABELS: [&'static str; 29] = [
         "closed",
         "client_reset",
         "endpoint_reset",
@@ -80,6 +90,9 @@ impl CloseReason {
         "no_server_name",
         "unknown_name",
         "other_cluster",
+        "no_cluster",
+        "own_cluster",
+        "unknown_cluster",
         "not_exported",
         "port_not_exported",
         "service_full",
@@ -128,6 +141,9 @@ impl CloseReason {
                 Refusal::NoServerName => "no_server_name",
                 Refusal::UnknownName => "unknown_name",
                 Refusal::OtherCluster => "other_cluster",
+                Refusal::NoCluster => "no_cluster",
+                Refusal::OwnCluster => "own_cluster",
+                Refusal::UnknownCluster => "unknown_cluster",
                 Refusal::NotExported => "not_exported",
                 Refusal::PortNotExported => "port_not_exported",
                 Refusal::ServiceFull => "service_full",

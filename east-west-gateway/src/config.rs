@@ -19,6 +19,13 @@ const CONTROL_PLANE_ACCOUNT: (&str, &str) = ("isthmus-system", "control-plane");
 /// The gateway's port, seen from outside.
 const PORT: u16 = 15443;
 
+/// The port for sidecars of the own cluster.
+const EGRESS_PORT: u16 = 15444;
+
+/// Networks that are never routed between strangers: RFC 1918, RFC 6598, loopback, unique local IPv6.
+const PRIVATE: [&str; 7] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "::1/128", "fc00::/7"];
+
 /// A gateway's configuration.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -40,6 +47,9 @@ pub struct Config {
     pub proxy_protocol_from: Vec<IpNet>,
     /// Where other clusters reach this gateway; told to them through the control-plane.
     pub advertise: AdvertiseConfig,
+    /// The way out to other clusters, for the cluster's own sidecars. None if absent.
+    #[serde(default)]
+    pub egress: Option<EgressConfig>,
     /// Where this gateway runs: endpoints of its own zone come first.
     #[serde(default)]
     pub locality: Locality,
@@ -64,6 +74,24 @@ pub struct AdvertiseConfig {
     /// The port; 15443 if absent.
     #[serde(default = "port")]
     pub port: u16,
+}
+
+/// The way out to other clusters, for sidecars that may not dial out themselves.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EgressConfig {
+    /// Where the cluster's own sidecars are accepted; `[::]:15444` if absent. Other clusters must not reach it.
+    #[serde(default = "everywhere_inside")]
+    pub listen: Vec<SocketAddr>,
+    /// Where the cluster's own sidecars reach it: an IP address or a host name. The pod's own address, not a load balancer's.
+    pub address: String,
+    /// The port there; 15444 if absent.
+    #[serde(default = "egress_port")]
+    pub port: u16,
+    /// The cluster's own networks: connections from elsewhere are reset. Private networks if absent; where other clusters are on
+    /// such networks too, name the pods'.
+    #[serde(default = "private_networks")]
+    pub allowed_sources: Vec<IpNet>,
 }
 
 /// The control-plane, and how it is recognised.
@@ -137,7 +165,7 @@ impl Default for ConnectConfig {
 pub struct LimitsConfig {
     /// Connections at a time; 20000. One more is reset, so that its caller goes elsewhere at once.
     pub max_connections: usize,
-    /// Connections to one service at a time; 10000. One more gets an alert, so that its caller goes elsewhere at once.
+    /// Connections to one service, or out to one cluster, at a time; 10000. One more gets an alert, so that its caller goes elsewhere at once.
     pub max_connections_per_service: usize,
     /// Connections of one source address (an IPv4 address, or an IPv6 /64) at a time whose hello has not arrived; 256.
     pub max_pending_per_source: u32,
@@ -198,6 +226,16 @@ impl Configuration for Config {
         require(!self.listen.is_empty(), "listen: name at least one address");
         require(!self.advertise.address.is_empty(), "advertise.address: must not be empty");
         require(self.advertise.port > 0, "advertise.port: must be more than zero");
+        if let Some(egress) = &self.egress {
+            require(!egress.listen.is_empty(), "egress.listen: name at least one address");
+            require(!egress.address.is_empty(), "egress.address: must not be empty");
+            require(egress.port > 0, "egress.port: must be more than zero");
+            require(!egress.allowed_sources.is_empty(), "egress.allowedSources: name at least one network");
+            require(
+                !egress.listen.iter().any(|address| address.port() != 0 && self.listen.contains(address)),
+                "egress.listen: must not be in listen too",
+            );
+        }
         require(!self.discovery.addresses.is_empty(), "discovery.addresses: name at least one host:port");
         require(
             self.discovery.addresses.iter().all(|address| is_host_and_port(address)),
@@ -227,6 +265,18 @@ fn everywhere() -> Vec<SocketAddr> {
     vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT))]
 }
 
+fn everywhere_inside() -> Vec<SocketAddr> {
+    vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, EGRESS_PORT))]
+}
+
+fn private_networks() -> Vec<IpNet> {
+    PRIVATE.iter().filter_map(|network| network.parse().ok()).collect()
+}
+
 const fn port() -> u16 {
     PORT
+}
+
+const fn egress_port() -> u16 {
+    EGRESS_PORT
 }

@@ -18,16 +18,37 @@ use crate::{
     close_reason::{CloseReason, Refusal},
     config::ConnectConfig,
     metrics::Metrics,
-    routes::{Candidates, Found, Routes},
+    remotes::Remotes,
+    routes::{Candidates, Endpoint, Engaged, Found, Routes, Seat},
 };
 
 pub(crate) use record::Record;
+
+/// From which side a connection comes, and so where it may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// From other clusters, to endpoints of this one; and nowhere else, so that nobody outside has a relay in it.
+    Outside,
+    /// From sidecars of this cluster, to gateways of others; and nowhere else, so that no circle can form.
+    Inside,
+}
+
+impl Side {
+    /// A fixed word for logs.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Outside => "outside",
+            Self::Inside => "inside",
+        }
+    }
+}
 
 /// What every connection of a gateway shares.
 #[derive(Debug)]
 pub(crate) struct DataPath {
     pub(crate) admission: Arc<Admission>,
     pub(crate) routes: Arc<Routes>,
+    pub(crate) remotes: Arc<Remotes>,
     pub(crate) locality: Locality,
     pub(crate) hello_limits: HelloLimits,
     pub(crate) connect: ConnectConfig,
@@ -118,20 +139,41 @@ impl DataPath {
         })
     }
 
-    /// An endpoint of the service that the hello names, which has got the hello.
+    /// An endpoint of the service, or a gateway of the cluster, that the hello names, which has got the hello.
     async fn connect(&self, hello: &ClientHello, bytes: &[u8], record: &mut Record) -> Result<TcpStream, Refusal> {
         let name = hello.server_name.as_deref().ok_or(Refusal::NoServerName)?;
         record.server_name = Some(name.to_owned());
-        let Found { route, slot } = self.routes.find(name)?;
-        record.seat = Some(route.seat(self.max_connections_per_service).ok_or_else(|| {
+        match record.side {
+            Side::Outside => {
+                let Found { route, slot } = self.routes.find(name)?;
+                self.reach(route.seat(self.max_connections_per_service), &route.endpoints, slot, bytes, record).await
+            }
+            // The slot is for the other cluster's gateway.
+            Side::Inside => {
+                let remote = self.remotes.find(name)?;
+                self.reach(remote.seat(self.max_connections_per_service), &remote.gateways, None, bytes, record).await
+            }
+        }
+    }
+
+    /// One of the endpoints, which has got the hello.
+    async fn reach(
+        &self,
+        seat: Option<Seat>,
+        endpoints: &[Arc<Endpoint>],
+        slot: Option<u16>,
+        hello: &[u8],
+        record: &mut Record,
+    ) -> Result<TcpStream, Refusal> {
+        record.seat = Some(seat.ok_or_else(|| {
             self.metrics.shed.add(Shed::Service.label(), 1);
             Refusal::ServiceFull
         })?);
-        let candidates = Candidates::new(&route, &self.locality, slot);
         let began = Instant::now();
-        let (stream, engaged) = self.dial(candidates, bytes).await?;
+        let (stream, engaged): (TcpStream, Engaged) =
+            self.dial(Candidates::new(endpoints, &self.locality, slot), hello).await?;
         self.metrics.connect_time.observe(began.elapsed());
-        record.passed_on(bytes.len() as u64);
+        record.passed_on(hello.len() as u64);
         record.endpoint = Some(engaged);
         Ok(stream)
     }

@@ -1,6 +1,7 @@
 //! From the control-plane to the routes, by way of the disk.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     pin::pin,
     sync::{
@@ -16,7 +17,7 @@ use federation_api::{
         Events, Reconnect,
         discovery::{Discovery, DiscoveryEvent, WatchOptions},
     },
-    discovery::v1::{Advertise, ProxyKind, Resource, TrustBundle, resource::Resource as Kind},
+    discovery::v1::{Advertise, Mesh, ProxyKind, Resource, TrustBundle, resource::Resource as Kind},
     record::v1 as record,
 };
 use mesh_runtime::{DrainWatcher, ReadinessGuard};
@@ -27,6 +28,7 @@ use tracing::{error, info, warn};
 use crate::{
     config::Config,
     own_identity::OwnIdentity,
+    remotes::{RemoteChange, Remotes},
     routes::{RouteChange, Routes},
 };
 
@@ -36,6 +38,15 @@ const STATE_FILE: &str = "discovery.state";
 const FLUSH_DEADLINE: Duration = Duration::from_millis(250);
 /// What comes before the host in the name of a `Route` resource.
 const ROUTE: &str = "route/";
+/// What comes before the cluster in the name of a `Remote` resource.
+const REMOTE: &str = "remote/";
+
+/// What discovery fills.
+#[derive(Clone, Debug)]
+pub(crate) struct Tables {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) remotes: Arc<Remotes>,
+}
 
 /// What the gateway knows of its own state; never a reason to be unready.
 #[derive(Debug, Default)]
@@ -66,7 +77,7 @@ impl Freshness {
 /// Keeps the routes as the control-plane says, and tells it where this gateway is.
 pub(crate) struct Follower {
     own: Arc<OwnIdentity>,
-    routes: Arc<Routes>,
+    tables: Tables,
     freshness: Arc<Freshness>,
     cluster: String,
     options: WatchOptions,
@@ -81,7 +92,7 @@ impl Follower {
     pub(crate) fn new(
         config: &Config,
         own: Arc<OwnIdentity>,
-        routes: Arc<Routes>,
+        tables: Tables,
         freshness: Arc<Freshness>,
         unready: ReadinessGuard,
     ) -> Self {
@@ -95,9 +106,9 @@ impl Follower {
             state_file: Some(state_file.clone()),
             reconnect: Reconnect::default(),
         };
-        let cluster = routes.cluster().to_string();
+        let cluster = tables.routes.cluster().to_string();
         let has_state = watch::Sender::new(false);
-        Self { own, routes, freshness, cluster, options, state_file, unready: Some(unready), has_state }
+        Self { own, tables, freshness, cluster, options, state_file, unready: Some(unready), has_state }
     }
 
     /// Turns true with the first state, from disk or live, together with readiness.
@@ -156,7 +167,7 @@ impl Follower {
                 }
                 self.freshness.current(SystemTime::now());
                 if initial_state_complete {
-                    info!(routes = self.routes.len(), "the control-plane's state is complete");
+                    info!(routes = self.tables.routes.len(), "the control-plane's state is complete");
                     self.freshness.synced.store(true, Relaxed);
                     self.ready();
                 }
@@ -178,7 +189,7 @@ impl Follower {
         if let Ok(written) = std::fs::metadata(&self.state_file).and_then(|file| file.modified()) {
             self.freshness.current(written);
         }
-        info!(routes = self.routes.len(), "starting with the last good state");
+        info!(routes = self.tables.routes.len(), "starting with the last good state");
         self.ready();
     }
 
@@ -191,6 +202,8 @@ impl Follower {
     fn apply(&self, resources: &[Arc<Resource>], removed: &[String]) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         let mut changes = Vec::new();
+        let mut remotes: Vec<RemoteChange<'_>> =
+            removed.iter().filter_map(|name| Some(RemoteChange::Remove(name.strip_prefix(REMOTE)?))).collect();
         let gone: Vec<ServiceHost> = removed.iter().filter_map(|name| name.strip_prefix(ROUTE)?.parse().ok()).collect();
         changes.extend(gone.iter().map(RouteChange::Remove));
         for resource in resources {
@@ -202,6 +215,12 @@ impl Follower {
                     // It could never be removed by its name.
                     refused.push((resource.name.clone(), format!("holds the route of {:?}", route.host)));
                 }
+                Some(Kind::Remote(remote)) if resource.name.strip_prefix(REMOTE) == Some(remote.cluster.as_str()) => {
+                    remotes.push(RemoteChange::Set(remote));
+                }
+                Some(Kind::Remote(remote)) => {
+                    refused.push((resource.name.clone(), format!("is about the cluster {:?}", remote.cluster)));
+                }
                 Some(Kind::TrustBundle(bundle)) => self.trust(bundle),
                 Some(Kind::Mesh(mesh)) if mesh.cluster != self.cluster => {
                     error!(
@@ -210,18 +229,30 @@ impl Follower {
                         "discovery.trustDomain names another cluster"
                     );
                 }
+                Some(Kind::Mesh(mesh)) => self.tables.remotes.set_own_egress(self.egress_addresses(mesh)),
                 // Everything else is meant for sidecars, or for newer gateways.
                 _ => {}
             }
         }
-        for (host, error) in self.routes.apply(changes) {
+        for (host, error) in self.tables.routes.apply(changes) {
             refused.push((format!("{ROUTE}{host}"), error.to_string()));
+        }
+        for (cluster, error) in self.tables.remotes.apply(remotes) {
+            refused.push((format!("{REMOTE}{cluster}"), error.to_string()));
         }
         for (name, reason) in &refused {
             error!(name, reason, "a resource is refused, the last good one stays");
             self.freshness.rejected.fetch_add(1, Relaxed);
         }
         refused
+    }
+
+    /// The cluster's egress listeners, those that are known by address; this gateway's is among them.
+    fn egress_addresses(&self, mesh: &Mesh) -> Vec<SocketAddr> {
+        let of_mesh = mesh.egress_gateways.iter().map(|gateway| (gateway.address.as_str(), gateway.port));
+        let own = self.options.advertise.iter().map(|own| (own.egress_address.as_str(), own.egress_port));
+        let address = |(ip, port): (&str, u32)| Some(SocketAddr::new(ip.parse().ok()?, u16::try_from(port).ok()?));
+        of_mesh.chain(own).filter_map(address).collect()
     }
 
     fn trust(&self, bundle: &TrustBundle) {
@@ -238,5 +269,7 @@ fn advertise(config: &Config, draining: bool) -> Advertise {
         port: config.advertise.port.into(),
         locality: Some(record::Locality { region: config.locality.region.clone(), zone: config.locality.zone.clone() }),
         draining,
+        egress_address: config.egress.as_ref().map(|egress| egress.address.clone()).unwrap_or_default(),
+        egress_port: config.egress.as_ref().map_or(0, |egress| egress.port.into()),
     }
 }

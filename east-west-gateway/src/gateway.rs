@@ -24,9 +24,10 @@ use tracing::{info, warn};
 use crate::{
     admission::{Admission, Admitted, Pending, Shed},
     config::Config,
-    connection::{DataPath, Record},
+    connection::{DataPath, Record, Side},
     metrics::Metrics,
     pressure::Pressure,
+    remotes::Remotes,
     routes::Routes,
     takeover::{self, HANDSHAKES, drop_new_connections, has_successor, kernel_migrates},
 };
@@ -40,17 +41,20 @@ pub struct Gateway {
     data_path: Arc<DataPath>,
     /// From these every connection begins with what it says of its client.
     load_balancers: Arc<[IpNet]>,
+    /// Only from these are connections taken from inside.
+    inside: Arc<[IpNet]>,
     /// All listeners served, by their inodes.
     listeners: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Gateway {
-    /// A gateway that leads to these routes.
+    /// A gateway that leads from outside to these routes, and from inside to these clusters.
     #[must_use]
-    pub fn new(config: &Config, routes: Arc<Routes>, metrics: Metrics) -> Self {
+    pub fn new(config: &Config, routes: Arc<Routes>, remotes: Arc<Remotes>, metrics: Metrics) -> Self {
         let data_path = DataPath {
             admission: Admission::new(&config.limits),
             routes,
+            remotes,
             locality: config.locality.clone(),
             hello_limits: config.limits.hello(),
             connect: config.connect,
@@ -66,6 +70,7 @@ impl Gateway {
         Self {
             data_path: Arc::new(data_path),
             load_balancers: config.proxy_protocol_from.clone().into(),
+            inside: config.egress.as_ref().map(|egress| egress.allowed_sources.clone()).unwrap_or_default().into(),
             listeners: Arc::default(),
         }
     }
@@ -74,21 +79,27 @@ impl Gateway {
         self.data_path.admission.pressure()
     }
 
-    /// Serves a listener until the drain: then takes what already waits in the kernel's queue, closes the listener, and
+    /// Serves a listener of one side until the drain: then takes what already waits in the kernel's queue, closes the listener, and
     /// gives the connections `drain_deadline` to end by themselves before it ends them.
     ///
     /// # Errors
     /// The listener takes no socket options.
-    pub async fn serve(&self, listener: TcpListener, drain: DrainWatcher, drain_deadline: Duration) -> io::Result<()> {
+    pub async fn serve(
+        &self,
+        side: Side,
+        listener: TcpListener,
+        drain: DrainWatcher,
+        drain_deadline: Duration,
+    ) -> io::Result<()> {
         // Connections inherit them, which saves five system calls for each.
         configure(&listener, &self.data_path.sockets)?;
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(takeover::inode(&listener)?);
         let mut connections = JoinSet::new();
-        self.accept_until(&listener, &mut connections, &drain, drain.signaled()).await;
+        self.accept_until(side, &listener, &mut connections, &drain, drain.signaled()).await;
         if self.leave_to_successor(&listener)? {
-            self.accept_until(&listener, &mut connections, &drain, tokio::time::sleep(HANDSHAKES)).await;
+            self.accept_until(side, &listener, &mut connections, &drain, tokio::time::sleep(HANDSHAKES)).await;
         }
-        self.accept_waiting(listener, &mut connections, &drain)?;
+        self.accept_waiting(side, listener, &mut connections, &drain)?;
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout(drain_deadline, ended).await.is_err() {
             info!(connections = connections.len(), "the drain's deadline ends connections");
@@ -110,6 +121,7 @@ impl Gateway {
 
     async fn accept_until(
         &self,
+        side: Side,
         listener: &TcpListener,
         connections: &mut JoinSet<()>,
         drain: &DrainWatcher,
@@ -126,7 +138,7 @@ impl Gateway {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, source)) => {
                         metronome.wind();
-                        self.take(stream, source, connections, drain);
+                        self.take(side, stream, source, connections, drain);
                     }
                     Err(error) => {
                         self.data_path.metrics.accept_errors.inc();
@@ -143,6 +155,7 @@ impl Gateway {
     /// Takes what the kernel has already connected, which closing the listener would reset; then closes it.
     fn accept_waiting(
         &self,
+        side: Side,
         listener: TcpListener,
         connections: &mut JoinSet<()>,
         drain: &DrainWatcher,
@@ -151,16 +164,23 @@ impl Gateway {
         let listener = listener.into_std()?;
         while let Ok((stream, source)) = listener.accept() {
             stream.set_nonblocking(true)?;
-            self.take(TcpStream::from_std(stream)?, source, connections, drain);
+            self.take(side, TcpStream::from_std(stream)?, source, connections, drain);
         }
         Ok(())
     }
 
-    fn take(&self, stream: TcpStream, source: SocketAddr, connections: &mut JoinSet<()>, drain: &DrainWatcher) {
+    fn take(
+        &self,
+        side: Side,
+        stream: TcpStream,
+        source: SocketAddr,
+        connections: &mut JoinSet<()>,
+        drain: &DrainWatcher,
+    ) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        match self.admit(source.ip()) {
+        match self.admit(side, source.ip()) {
             Ok((admitted, pending)) => {
-                let record = Record::new(source, Arc::clone(&self.data_path.metrics), drain.clone(), admitted);
+                let record = Record::new(side, source, Arc::clone(&self.data_path.metrics), drain.clone(), admitted);
                 let data_path = Arc::clone(&self.data_path);
                 connections.spawn(data_path.serve(stream, pending, record));
             }
@@ -169,10 +189,14 @@ impl Gateway {
     }
 
     /// A load balancer's connections are counted for the sources that it names.
-    fn admit(&self, source: IpAddr) -> Result<(Admitted, Option<Pending>), Shed> {
+    fn admit(&self, side: Side, source: IpAddr) -> Result<(Admitted, Option<Pending>), Shed> {
+        let among = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&source));
+        if side == Side::Inside && !among(&self.inside) {
+            return Err(Shed::Outsider);
+        }
         let admission = &self.data_path.admission;
         let admitted = admission.admit()?;
-        let announced = self.load_balancers.iter().any(|network| network.contains(&source));
+        let announced = side == Side::Outside && among(&self.load_balancers);
         let pending = if announced { None } else { Some(admission.await_hello(source)?) };
         Ok((admitted, pending))
     }

@@ -9,8 +9,13 @@
 //!                        reset       alert     alert         alert       another   access event
 //! ```
 //!
+//! The same from inside, with `egress` configured: the cluster's own sidecars that may not dial out connect to 15444, [`Remotes`](remotes)
+//! take the place of routes, gateways of the cluster that the SNI names the place of endpoints.
+//!
 //! What always holds:
-//! - A connection goes to an endpoint of an exported service of this cluster, or nowhere: whatever SNI is made up.
+//! - A connection from outside goes to an endpoint of an exported service of this cluster, or nowhere: whatever SNI is made up.
+//! - A connection from inside goes to a gateway of another cluster, or nowhere; from elsewhere it is reset. So no circle can form, and
+//!   nobody outside can use a gateway as a relay.
 //! - Who is refused is told by a TLS alert at once, so that a caller goes elsewhere without waiting.
 //! - A connection sees one state of the routes; a bad resource leaves the last good one in place.
 //! - Without a control-plane the gateway goes on, and starts again, with its last good state.
@@ -30,6 +35,7 @@ mod metrics;
 mod own_identity;
 mod pressure;
 mod program;
+pub mod remotes;
 pub mod routes;
 mod state_metrics;
 mod takeover;
@@ -37,6 +43,7 @@ mod workers;
 
 pub use close_reason::{CloseReason, Refusal};
 pub use config::Config;
+pub use connection::Side;
 pub use gateway::Gateway;
 pub use metrics::Metrics;
-pub use program::{bind, run, run_on};
+pub use program::{Bound, bind, run, run_on};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use mesh_runtime::Process;
+use mesh_runtime::{Process, resolver::Resolver};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::{
@@ -21,10 +21,13 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    Config, Gateway, Metrics, debug,
-    discovery::{Follower, Freshness},
+    Config, Gateway, Metrics,
+    connection::Side,
+    debug,
+    discovery::{Follower, Freshness, Tables},
     own_identity::OwnIdentity,
     pressure::Gauge,
+    remotes::Remotes,
     routes::Routes,
     state_metrics::StateMetrics,
     workers,
@@ -43,7 +46,7 @@ const DRAIN_MARGIN: Duration = Duration::from_millis(500);
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     // Before the first wait: a probe must not find the process ready before it says what it waits for.
     let unready = process.readiness().require("first state");
-    let sockets = bind(&config.listen)?;
+    let sockets = bind(&config)?;
     run_on(config, process, unready, sockets).await
 }
 
@@ -55,23 +58,25 @@ pub async fn run_on(
     config: Config,
     process: Process,
     unready: mesh_runtime::ReadinessGuard,
-    sockets: Vec<TcpSocket>,
+    sockets: Vec<Bound>,
 ) -> anyhow::Result<()> {
     make_private_directory(&config.state_directory)
         .with_context(|| format!("stateDirectory: cannot make {}", config.state_directory.display()))?;
     let cluster = config.discovery.cluster().map_err(anyhow::Error::msg)?;
-    let routes = Arc::new(Routes::new(cluster));
+    let routes = Arc::new(Routes::new(cluster.clone()));
+    let remotes = Arc::new(Remotes::new(cluster));
     let own = Arc::new(OwnIdentity::open(&config.discovery, &config.state_directory)?);
     let freshness = Arc::new(Freshness::default());
     let metrics = Metrics::default();
-    let state = StateMetrics::new(Arc::clone(&routes), Arc::clone(&freshness), Arc::clone(&own));
+    let state = StateMetrics::new(Arc::clone(&routes), Arc::clone(&remotes), Arc::clone(&freshness), Arc::clone(&own));
     process.register(|registry| {
         metrics.register(registry);
         registry.register_collector(Box::new(state));
     });
-    process.add_debug_routes(debug::router(Arc::clone(&routes)));
+    process.add_debug_routes(debug::router(Arc::clone(&routes), Arc::clone(&remotes)));
 
-    let follower = Follower::new(&config, Arc::clone(&own), Arc::clone(&routes), freshness, unready);
+    let tables = Tables { routes: Arc::clone(&routes), remotes: Arc::clone(&remotes) };
+    let follower = Follower::new(&config, Arc::clone(&own), tables, freshness, unready);
     let has_state = follower.has_state();
     let (stop, stopped) = oneshot::channel::<()>();
     // Aborted if this function is cut off.
@@ -80,7 +85,11 @@ pub async fn run_on(
     let renewing = background.spawn(own.keep_fresh());
     background.spawn(follower.run(process.drain(), async { drop(stopped.await) }));
     raise_descriptor_limit(config.limits.max_connections);
-    let gateway = Gateway::new(&config, routes, metrics);
+    if let Some(egress) = &config.egress {
+        let (remotes, resolver) = (Arc::clone(&remotes), Resolver::new(is_loopback(&egress.address)));
+        following.spawn(async move { remotes.keep_resolved(&resolver).await });
+    }
+    let gateway = Gateway::new(&config, routes, remotes, metrics);
     if let Some(gauge) = Gauge::new(config.limits.max_memory) {
         gateway.pressure().look_at(&gauge);
         let gateway = gateway.clone();
@@ -98,7 +107,7 @@ async fn serve(
     gateway: &Gateway,
     process: &Process,
     mut has_state: watch::Receiver<bool>,
-    sockets: Vec<Vec<TcpSocket>>,
+    sockets: Vec<Vec<Bound>>,
 ) -> anyhow::Result<()> {
     let drain = process.drain();
     // Until there is a state a connection is refused by the kernel, so that its caller goes elsewhere at once.
@@ -111,12 +120,22 @@ async fn serve(
     workers::serve(gateway, sockets, &drain, deadline).await
 }
 
+/// A socket that is bound and does not listen yet.
+#[derive(Debug)]
+pub struct Bound {
+    /// Who connects to it.
+    pub side: Side,
+    /// The socket.
+    pub socket: TcpSocket,
+}
+
 /// The sockets of each thread: the first one's are given, the others' are bound to the same addresses.
-fn share_out(sockets: Vec<TcpSocket>, workers: usize) -> anyhow::Result<Vec<Vec<TcpSocket>>> {
-    let addresses = sockets.iter().map(TcpSocket::local_addr).collect::<io::Result<Vec<_>>>()?;
+fn share_out(sockets: Vec<Bound>, workers: usize) -> anyhow::Result<Vec<Vec<Bound>>> {
+    let address = |bound: &Bound| Ok((bound.side, bound.socket.local_addr()?));
+    let addresses = sockets.iter().map(address).collect::<io::Result<Vec<_>>>()?;
     let mut shares = vec![sockets];
     for _ in 1..workers {
-        shares.push(bind(&addresses)?);
+        shares.push(addresses.iter().map(|(side, address)| bind_one(*side, *address)).collect::<Result<_, _>>()?);
     }
     Ok(shares)
 }
@@ -144,14 +163,22 @@ fn raise_descriptor_limit(connections: usize) {
 ///
 /// # Errors
 /// The address that cannot be bound, and why.
-pub fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpSocket>> {
-    addresses
-        .iter()
-        .map(|address| bind_one(*address).with_context(|| format!("listen: cannot bind {address}")))
-        .collect()
+pub fn bind(config: &Config) -> anyhow::Result<Vec<Bound>> {
+    let outside = config.listen.iter().map(|address| bind_one(Side::Outside, *address));
+    let egress = config.egress.iter().flat_map(|egress| &egress.listen);
+    outside.chain(egress.map(|address| bind_one(Side::Inside, *address))).collect()
 }
 
-fn bind_one(address: SocketAddr) -> io::Result<TcpSocket> {
+fn bind_one(side: Side, address: SocketAddr) -> anyhow::Result<Bound> {
+    let field = match side {
+        Side::Outside => "listen",
+        Side::Inside => "egress.listen",
+    };
+    let socket = shared_socket(address).with_context(|| format!("{field}: cannot bind {address}"))?;
+    Ok(Bound { side, socket })
+}
+
+fn shared_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restarted gateway need not wait for the last connections of the one before.
     socket.set_reuseaddr(true)?;
@@ -163,6 +190,11 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpSocket> {
     }
     socket.bind(address)?;
     Ok(socket)
+}
+
+/// Whether everything here is on loopback, as in a lab: then names may stand for loopback addresses too.
+fn is_loopback(address: &str) -> bool {
+    address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn make_private_directory(path: &std::path::Path) -> io::Result<()> {

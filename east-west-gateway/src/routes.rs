@@ -20,12 +20,14 @@ use federation_api::discovery::v1 as wire;
 use rpds::HashTrieMapSync;
 
 use crate::close_reason::Refusal;
-use server_name::ServerName;
-use service_load::ServiceLoad;
 
 pub use choice::Candidates;
 pub use endpoint::{Endpoint, Engaged};
 pub use service_load::Seat;
+
+pub(crate) use endpoint::Place;
+pub(crate) use server_name::ServerName;
+pub(crate) use service_load::ServiceLoad;
 
 /// Why a `Route` resource is not one. The last good one stays.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

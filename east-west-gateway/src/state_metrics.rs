@@ -13,17 +13,23 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::{discovery::Freshness, own_identity::OwnIdentity, routes::Routes};
+use crate::{discovery::Freshness, own_identity::OwnIdentity, remotes::Remotes, routes::Routes};
 
 pub(crate) struct StateMetrics {
     routes: Arc<Routes>,
+    remotes: Arc<Remotes>,
     freshness: Arc<Freshness>,
     own: Arc<OwnIdentity>,
 }
 
 impl StateMetrics {
-    pub(crate) fn new(routes: Arc<Routes>, freshness: Arc<Freshness>, own: Arc<OwnIdentity>) -> Self {
-        Self { routes, freshness, own }
+    pub(crate) fn new(
+        routes: Arc<Routes>,
+        remotes: Arc<Remotes>,
+        freshness: Arc<Freshness>,
+        own: Arc<OwnIdentity>,
+    ) -> Self {
+        Self { routes, remotes, freshness, own }
     }
 }
 
@@ -46,6 +52,10 @@ impl Collector for StateMetrics {
             endpoints.fold((0_u32, 0_u32), |(ready, total), endpoint| (ready + u32::from(endpoint.ready), total + 1));
         let synced = self.freshness.synced.load(Relaxed);
         gauge("routes", "Exported services", None, u32::try_from(routes.len()).unwrap_or(u32::MAX).into())?;
+        let remotes = self.remotes.all();
+        let reachable = remotes.iter().filter(|remote| !remote.gateways.is_empty()).count();
+        let reachable = u32::try_from(reachable).unwrap_or(u32::MAX);
+        gauge("remote_clusters", "Other clusters with a gateway whose address is known", None, reachable.into())?;
         gauge("endpoints", "Endpoints of exported services", None, total.into())?;
         gauge("endpoints_ready", "Those that are ready", None, ready.into())?;
         gauge(

@@ -8,14 +8,16 @@ use std::{io, thread, time::Duration};
 use anyhow::Context;
 use mesh_runtime::DrainWatcher;
 use tokio::{
-    net::TcpSocket,
     runtime::Builder,
     sync::{oneshot, watch},
     task::JoinSet,
 };
 use tracing::info;
 
-use crate::{Gateway, program::BACKLOG};
+use crate::{
+    Gateway,
+    program::{BACKLOG, Bound},
+};
 
 /// How many threads: as configured, or one for each core that the process may use.
 pub(crate) fn count(configured: usize) -> usize {
@@ -28,7 +30,7 @@ pub(crate) fn count(configured: usize) -> usize {
 /// Serves each set of sockets on a thread of its own, until the drain is over. The first failure ends all of them.
 pub(crate) async fn serve(
     gateway: &Gateway,
-    sockets: Vec<Vec<TcpSocket>>,
+    sockets: Vec<Vec<Bound>>,
     drain: &DrainWatcher,
     drain_deadline: Duration,
 ) -> anyhow::Result<()> {
@@ -59,15 +61,15 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, sockets: Vec<TcpSocket>) -> io::Result<()> {
+    fn run(mut self, sockets: Vec<Bound>) -> io::Result<()> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let mut serving = JoinSet::new();
-            for socket in sockets {
+            for Bound { side, socket } in sockets {
                 let listener = socket.listen(BACKLOG)?;
-                info!(address = %listener.local_addr()?, "accepting connections");
+                info!(address = %listener.local_addr()?, side = side.label(), "accepting connections");
                 let (gateway, drain, deadline) = (self.gateway.clone(), self.drain.clone(), self.drain_deadline);
-                serving.spawn(async move { gateway.serve(listener, drain, deadline).await });
+                serving.spawn(async move { gateway.serve(side, listener, drain, deadline).await });
             }
             loop {
                 tokio::select! {

@@ -45,7 +45,7 @@ fn of_100_000_names_a_lookup_allocates_nothing_and_an_update_copies_one_path() {
     // The first lookup of a thread makes what arc-swap and the generator keep for it.
     let look_up = |name: &String| {
         let found = routes.find(name).unwrap();
-        let mut candidates = Candidates::new(&found.route, &locality, None);
+        let mut candidates = Candidates::new(&found.route.endpoints, &locality, None);
         candidates.next(std::time::Instant::now(), &mut rand::rng()).unwrap().address
     };
     look_up(&names[0]);

@@ -7,6 +7,7 @@ use relay::{Relayed, refuse};
 use tokio::net::TcpStream;
 use tracing::{Level, event};
 
+use super::Side;
 use crate::{
     admission::Admitted,
     close_reason::CloseReason,
@@ -22,6 +23,7 @@ const UNCOUNTED_BYTES: u64 = 64 * 1024;
 /// and counts, once.
 #[derive(Debug)]
 pub(crate) struct Record {
+    pub(crate) side: Side,
     pub(crate) source: SocketAddr,
     pub(crate) started: Instant,
     pub(crate) server_name: Option<String>,
@@ -41,9 +43,16 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(source: SocketAddr, metrics: Arc<Metrics>, drain: DrainWatcher, admitted: Admitted) -> Self {
+    pub(crate) fn new(
+        side: Side,
+        source: SocketAddr,
+        metrics: Arc<Metrics>,
+        drain: DrainWatcher,
+        admitted: Admitted,
+    ) -> Self {
         metrics.open.inc();
         Self {
+            side,
             source,
             started: Instant::now(),
             server_name: None,
@@ -122,6 +131,7 @@ impl Drop for Record {
         event!(
             target: "access",
             Level::INFO,
+            side = self.side.label(),
             src.addr = %self.source,
             server_name = self.server_name.as_deref().unwrap_or_default(),
             endpoint = endpoint.map_or("", |endpoint| endpoint.id.as_str()),

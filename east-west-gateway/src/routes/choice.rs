@@ -1,16 +1,16 @@
 //! Which endpoint a connection goes to, and which ones after it when that cannot be reached.
 
-use std::{sync::Arc, time::Instant};
+use std::{cmp::Ordering, sync::Arc, time::Instant};
 
 use federation::{Locality, slot};
 use rand::{Rng, RngExt};
 
-use super::{Endpoint, ServiceRoute};
+use super::Endpoint;
 
 /// The ready endpoints of a route in the order in which one connection tries them.
 ///
-/// Without a slot: those not avoided, then the nearest (zone, region, elsewhere), then those with the fewest connections,
-/// equal ones by chance. With a slot: the one it hashes to, wherever that is; when that cannot be reached, the one it
+/// Without a slot: those not avoided, then the nearest (zone, region, elsewhere), then those with the fewest connections for their
+/// weight, equal ones by chance in proportion to it. With a slot: the one it hashes to, wherever that is; when that cannot be reached, the one it
 /// hashes to among the rest, and so on.
 #[derive(Debug)]
 pub struct Candidates<'a> {
@@ -25,10 +25,9 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// The candidates of a route for a gateway at `locality`.
+    /// The candidates among a route's endpoints for a gateway at `locality`.
     #[must_use]
-    pub fn new(route: &'a ServiceRoute, locality: &'a Locality, slot: Option<u16>) -> Self {
-        let endpoints = &route.endpoints[..];
+    pub fn new(endpoints: &'a [Arc<Endpoint>], locality: &'a Locality, slot: Option<u16>) -> Self {
         let ready = endpoints.iter().filter(|endpoint| endpoint.ready).count();
         Self { locality, slot, endpoints, ready, returned: 0, last: None, earlier: Vec::new() }
     }
@@ -63,17 +62,22 @@ impl<'a> Candidates<'a> {
     }
 
     fn nearest_and_least_loaded(&self, now: Instant, random: &mut impl Rng) -> Option<usize> {
-        let mut best = None;
-        let mut equals = 0_u32;
+        let mut best: Option<(usize, Rank)> = None;
+        let mut weights = 0_u64;
         for (place, endpoint) in self.endpoints.iter().enumerate().filter(|(place, _)| self.is_left(*place)) {
-            let rank = (endpoint.avoided(now), self.distance(&endpoint.locality), endpoint.connections());
-            match best {
-                Some((_, least)) if rank > least => continue,
-                Some((_, least)) if rank == least => equals += 1,
-                _ => equals = 1,
+            let rank = Rank {
+                avoided: endpoint.avoided(now),
+                distance: self.distance(&endpoint.locality),
+                connections: endpoint.connections() as u64,
+                weight: endpoint.weight.into(),
+            };
+            match best.as_ref().map(|(_, least)| rank.compare(least)) {
+                Some(Ordering::Greater) => continue,
+                Some(Ordering::Equal) => weights += rank.weight,
+                Some(Ordering::Less) | None => weights = rank.weight,
             }
-            // Each of n equals is kept with a chance of 1/n.
-            if equals == 1 || random.random_range(0..equals) == 0 {
+            // Of equals each is kept with a chance of its weight in theirs.
+            if weights == rank.weight || random.random_range(0..weights) < rank.weight {
                 best = Some((place, rank));
             }
         }
@@ -82,7 +86,8 @@ impl<'a> Candidates<'a> {
 
     fn hashed(&self, slot: u16, eligible: impl Fn(&Endpoint) -> bool) -> Option<usize> {
         let weight = |(place, endpoint): (usize, &'a Arc<Endpoint>)| {
-            (endpoint.id.as_str(), u32::from(self.is_left(place) && eligible(endpoint)))
+            let counts = self.is_left(place) && eligible(endpoint);
+            (endpoint.id.as_str(), if counts { endpoint.weight } else { 0 })
         };
         slot::choose(slot, self.endpoints.iter().enumerate().map(weight))
     }
@@ -93,5 +98,24 @@ impl<'a> Candidates<'a> {
             () if self.locality.same_region(locality) => 1,
             () => 2,
         }
+    }
+}
+
+/// Why one endpoint is tried before another.
+struct Rank {
+    avoided: bool,
+    distance: u8,
+    connections: u64,
+    weight: u64,
+}
+
+impl Rank {
+    /// The lesser one comes first.
+    fn compare(&self, other: &Self) -> Ordering {
+        // Connections for each unit of weight, without a division; saturated only beyond any number of connections.
+        let load = |one: &Self, other: &Self| one.connections.saturating_mul(other.weight);
+        (self.avoided, self.distance)
+            .cmp(&(other.avoided, other.distance))
+            .then_with(|| load(self, other).cmp(&load(other, self)))
     }
 }

@@ -28,7 +28,19 @@ pub struct Endpoint {
     pub locality: Locality,
     /// Whether the cluster counts it as ready.
     pub ready: bool,
+    /// Its share among equals; at least 1.
+    pub weight: u32,
     observed: Arc<Observed>,
+}
+
+/// What is said of an endpoint.
+pub(crate) struct Place {
+    pub(crate) id: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) locality: Locality,
+    pub(crate) ready: bool,
+    /// 0 stands for 1.
+    pub(crate) weight: u32,
 }
 
 /// Shared by all versions of one endpoint.
@@ -49,17 +61,22 @@ impl Endpoint {
             .map_err(|_| RouteError::Address { id: id(), address: endpoint.address.clone() })?;
         let port = u16::try_from(endpoint.mesh_port).ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| RouteError::MeshPort { id: id(), port: endpoint.mesh_port })?;
-        let address = SocketAddr::new(ip, port);
-        // The same id at another address is another process.
-        let observed = before.filter(|before| before.address == address).map(|before| Arc::clone(&before.observed));
         let locality = endpoint.locality.clone().unwrap_or_default();
-        Ok(Arc::new(Self {
+        let place = Place {
             id: endpoint.id.clone(),
-            address,
+            address: SocketAddr::new(ip, port),
             locality: Locality::new(locality.region, locality.zone),
             ready: endpoint.ready,
-            observed: observed.unwrap_or_default(),
-        }))
+            weight: endpoint.weight,
+        };
+        Ok(Self::at(place, before.copied()))
+    }
+
+    /// An endpoint that keeps what is known of it, unless it has moved: the same id at another address is another process.
+    pub(crate) fn at(place: Place, before: Option<&Arc<Self>>) -> Arc<Self> {
+        let Place { id, address, locality, ready, weight } = place;
+        let observed = before.filter(|before| before.address == address).map(|before| Arc::clone(&before.observed));
+        Arc::new(Self { id, address, locality, ready, weight: weight.max(1), observed: observed.unwrap_or_default() })
     }
 
     /// How many connections of this gateway it has now.

@@ -2,17 +2,17 @@
 
 /// `outbound_.<port>_.<subset>_.<host>` in lower case. Cluster and host are not checked, for they are only compared with ones that were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ServerName<'a> {
-    pub(super) port: u16,
-    pub(super) cluster: Option<&'a str>,
-    pub(super) slot: Option<u16>,
+pub(crate) struct ServerName<'a> {
+    pub(crate) port: u16,
+    pub(crate) cluster: Option<&'a str>,
+    pub(crate) slot: Option<u16>,
     /// Without a trailing dot.
-    pub(super) host: &'a str,
+    pub(crate) host: &'a str,
 }
 
 impl<'a> ServerName<'a> {
     /// The parts of a name; `None` when it has others.
-    pub(super) fn parse(text: &'a str) -> Option<Self> {
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let (port, rest) = text.strip_prefix("outbound_.")?.split_once("_.")?;
         let (subset, host) = rest.split_once("_.")?;
         let (cluster, slot) = parse_subset(subset)?;

@@ -5,18 +5,18 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// Shared by all versions of one service's route.
+/// Shared by all versions of one service's route, or of what is known of one other cluster.
 #[derive(Debug, Default)]
-pub(super) struct ServiceLoad {
+pub(crate) struct ServiceLoad {
     connections: AtomicUsize,
 }
 
 impl ServiceLoad {
-    pub(super) fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
 
-    pub(super) fn seat(self: &Arc<Self>, allowed: usize) -> Option<Seat> {
+    pub(crate) fn seat(self: &Arc<Self>, allowed: usize) -> Option<Seat> {
         // Taken first: two at once must not both find the last one free.
         let seat = Seat { load: Arc::clone(self) };
         (self.connections.fetch_add(1, Relaxed) < allowed).then_some(seat)

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use east_west_gateway::{bind, run_on};
+use east_west_gateway::{Config, bind, run_on};
 use federation_api::discovery::v1::{TrustBundle, resource::Resource as Kind};
 use mesh_runtime::Process;
 use rustls::AlertDescription;
@@ -30,13 +30,18 @@ struct Program {
 impl Program {
     /// Starts one with its state, the pinned root and its token in `directory`.
     fn start(directory: &Path, control_plane: SocketAddr) -> Self {
+        Self::start_with(directory, control_plane, |_| {})
+    }
+
+    fn start_with(directory: &Path, control_plane: SocketAddr, adjust: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(directory.join("state"));
+        adjust(&mut config);
         config.discovery.addresses = vec![control_plane.to_string()];
         config.discovery.root_file = directory.join("root.crt");
         config.discovery.token_file = directory.join("token");
         let process = Process::for_tests();
-        let sockets = bind(&config.listen).unwrap();
-        let address = sockets[0].local_addr().unwrap();
+        let sockets = bind(&config).unwrap();
+        let address = sockets[0].socket.local_addr().unwrap();
         let unready = process.readiness().require("first state");
         let running = tokio::spawn(run_on(config, process.clone(), unready, sockets));
         Self { address, process, running }
@@ -271,4 +276,34 @@ async fn a_draining_gateway_says_so_to_its_control_plane() {
     session.echo("still served").await;
     drop(session);
     timeout(PATIENCE, gateway.running).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_listener_on_all_addresses_takes_both_families() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let echo = Endpoint::start(&authority, "echo-1").await;
+    let control_plane = ControlPlane::start(directory.path(), DAY).await;
+    control_plane.set_route(route(&[echo.wire("eu-1")]));
+    std::fs::write(directory.path().join("token"), TOKEN).unwrap();
+    let program = Program::start_with(directory.path(), control_plane.address, |config| {
+        config.listen = vec!["[::]:0".parse().unwrap()];
+        config.workers = 2;
+        // What is said of an IPv4 source counts for it, though it comes as an IPv4-mapped address.
+        config.limits.max_pending_per_source = 1;
+    });
+    program.ready().await;
+    let port = program.address.port();
+    for address in [SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port))] {
+        program.until("listening", async || TcpStream::connect(address).await.is_ok()).await;
+        let mut session = loop {
+            // The probe before may still be counted as one whose hello is awaited.
+            match session_at(address, &authority, &name("c-east")).await {
+                Ok(session) => break session,
+                Err(alert) => assert_eq!(alert, None),
+            }
+        };
+        session.echo("over either").await;
+    }
+    program.stop().await;
 }

@@ -12,8 +12,9 @@ use std::{
 };
 
 use east_west_gateway::{
-    Config, Gateway, Metrics,
+    Config, Gateway, Metrics, Side,
     config::{AdvertiseConfig, ConnectConfig, DiscoveryConfig, LimitsConfig},
+    remotes::{RemoteChange, Remotes},
     routes::{RouteChange, Routes},
 };
 use federation::Locality;
@@ -169,6 +170,7 @@ pub(crate) fn config(state_directory: PathBuf) -> Config {
         listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
         workers: 1,
         proxy_protocol_from: Vec::new(),
+        egress: None,
         advertise: AdvertiseConfig { address: "gateway.east.example".to_owned(), port: 15443 },
         locality: Locality::new("eu", "eu-1"),
         discovery: DiscoveryConfig {
@@ -187,6 +189,7 @@ pub(crate) fn config(state_directory: PathBuf) -> Config {
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) routes: Arc<Routes>,
+    pub(crate) remotes: Arc<Remotes>,
     pub(crate) process: Process,
     pub(crate) serving: JoinHandle<io::Result<()>>,
 }
@@ -197,19 +200,42 @@ impl Running {
     }
 
     pub(crate) async fn start_with(endpoints: &[wire::Endpoint], adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::start_as("east", Side::Outside, endpoints, adjust).await
+    }
+
+    /// One of a cluster that serves connections from one side only.
+    pub(crate) async fn start_as(
+        cluster: &str,
+        side: Side,
+        endpoints: &[wire::Endpoint],
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = config(PathBuf::new());
         adjust(&mut config);
-        let routes = Arc::new(Routes::new("east".parse().unwrap()));
+        let routes = Arc::new(Routes::new(cluster.parse().unwrap()));
         assert_eq!(routes.apply([RouteChange::Set(&route(endpoints))]), []);
         let (process, metrics) = (Process::for_tests(), Metrics::default());
         process.register(|registry| metrics.register(registry));
-        let gateway = Gateway::new(&config, Arc::clone(&routes), metrics);
+        let remotes = Arc::new(Remotes::new(cluster.parse().unwrap()));
+        let gateway = Gateway::new(&config, Arc::clone(&routes), Arc::clone(&remotes), metrics);
         let listener = TcpListener::bind(config.listen[0]).await.unwrap();
         let address = listener.local_addr().unwrap();
         let drain = process.drain();
         let deadline = Duration::from_millis(700);
-        let serving = tokio::spawn(async move { gateway.serve(listener, drain, deadline).await });
-        Self { address, routes, process, serving }
+        let serving = tokio::spawn(async move { gateway.serve(side, listener, drain, deadline).await });
+        Self { address, routes, remotes, process, serving }
+    }
+
+    /// Says that another cluster has gateways there.
+    pub(crate) fn announce(&self, cluster: &str, gateways: &[SocketAddr]) {
+        let gateways = gateways.iter().enumerate().map(|(number, address)| record::Gateway {
+            name: format!("gw-{number}"),
+            address: address.ip().to_string(),
+            port: address.port().into(),
+            ..record::Gateway::default()
+        });
+        let remote = wire::Remote { cluster: cluster.to_owned(), gateways: gateways.collect() };
+        assert_eq!(self.remotes.apply([RemoteChange::Set(&remote)]), []);
     }
 
     /// Waits until a line of the metrics is there.

@@ -5,6 +5,7 @@
 mod control_plane;
 mod discovery;
 mod drain;
+mod egress;
 mod hostile;
 mod installed;
 mod lab;
@@ -13,3 +14,4 @@ mod program;
 mod refusals;
 mod relaying;
 mod routing;
+mod weights;

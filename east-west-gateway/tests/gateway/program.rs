@@ -7,6 +7,11 @@ use std::{
     time::Duration,
 };
 
+use east_west_gateway::Side;
+use federation_api::{
+    discovery::v1::{self as wire, resource::Resource as Kind},
+    record::v1 as record,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,7 +22,7 @@ use tokio::{
 
 use super::{
     control_plane::{ControlPlane, TOKEN},
-    lab::{Authority, Endpoint, HOST, PATIENCE, name, route, session_at},
+    lab::{Authority, Endpoint, HOST, PATIENCE, Running, name, route, session_at},
 };
 
 /// An address of this test's own, so that the usual ports are free.
@@ -117,7 +122,7 @@ async fn the_program_serves_tells_of_itself_and_ends_on_sigterm() {
     assert_eq!(routes[0]["ports"], serde_json::json!([8080]));
     let expected = serde_json::json!([{
         "id": "east/shop/echo-1", "address": echo.address.to_string(), "region": "eu", "zone": "eu-1",
-        "ready": true, "avoided": false, "connections": 1,
+        "ready": true, "weight": 1, "avoided": false, "connections": 1,
     }]);
     assert_eq!(routes[0]["endpoints"], expected);
     let (_, metrics) = get(own_address(15020), "/metrics").await.unwrap();
@@ -133,16 +138,69 @@ async fn the_program_serves_tells_of_itself_and_ends_on_sigterm() {
 }
 
 #[tokio::test]
+async fn with_egress_configured_it_advertises_a_way_out_and_leads_to_the_clusters_that_it_is_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("token"), TOKEN).unwrap();
+    let authority = Authority::new();
+    let echo = Endpoint::start(&authority, "echo-1").await;
+    let west = Running::start_as("west", Side::Outside, &[echo.wire("us-1")], |_| {}).await;
+    let control_plane = ControlPlane::start(directory.path(), Duration::from_secs(3600)).await;
+    control_plane.set_mesh();
+    let gateway = record::Gateway {
+        name: "gw-1".to_owned(),
+        address: west.address.ip().to_string(),
+        port: west.address.port().into(),
+        ..record::Gateway::default()
+    };
+    let remote = wire::Remote { cluster: "west".to_owned(), gateways: vec![gateway] };
+    control_plane.set("remote/west", Kind::Remote(remote));
+    let way_out = own_address(15444);
+    let more = format!("egress: {{ listen: ['{way_out}'], address: {} }}", way_out.ip());
+    let mut config = write_config(directory.path(), control_plane.address, &more);
+    // Beside the other tests' programs.
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace(":15443'", ":15543'").replace(":15020'", ":15120'").replace(":15021'", ":15121'");
+    config.set_file_name("egress.yaml");
+    std::fs::write(&config, text).unwrap();
+    let child = spawn(&config);
+    let until = Instant::now() + PATIENCE;
+    let mut session = loop {
+        match session_at(way_out, &authority, &name("c-west.e-3")).await {
+            Ok(session) => break session,
+            Err(alert) => assert!(alert.is_none() && Instant::now() < until, "only until it listens: {alert:?}"),
+        }
+    };
+    assert_eq!(session.id, echo.id);
+    session.echo("out").await;
+    let outside = session_at(own_address(15543), &authority, &name("c-west")).await.err();
+    assert_eq!(outside, Some(Some(rustls::AlertDescription::UnrecognisedName)));
+    let advertised = control_plane.heard.lock().unwrap().advertised.last().cloned().unwrap();
+    assert_eq!((advertised.egress_address, advertised.egress_port), (way_out.ip().to_string(), 15444));
+    let (_, remotes) = get(own_address(15120), "/debug/remotes").await.unwrap();
+    let remotes: serde_json::Value = serde_json::from_str(&remotes).unwrap();
+    assert_eq!(remotes[0]["cluster"], "west");
+    assert_eq!(remotes[0]["connections"], 1);
+    assert_eq!(remotes[0]["gateways"][0]["address"], west.address.to_string());
+    drop(session);
+    let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let (status, stderr) = ended(child).await;
+    assert_eq!(status.code(), Some(0), "{stderr}");
+}
+
+#[tokio::test]
 async fn a_bad_configuration_is_refused_as_a_whole() {
     let directory = tempfile::tempdir().unwrap();
-    let more = "limits: { helloMaxBytes: 100, maxConnections: 0 }";
+    let more =
+        "limits: { helloMaxBytes: 100, maxConnections: 0 }\negress: { address: '', port: 0, allowedSources: [] }";
     let config = write_config(directory.path(), "127.0.0.1:1".parse().unwrap(), more);
     let text = std::fs::read_to_string(&config).unwrap();
     let text = text.replace("east.mesh.example", "East.mesh.example").replace("budget: 1s", "budget: 1ms");
     std::fs::write(&config, text).unwrap();
     let (status, stderr) = ended(spawn(&config)).await;
     assert_eq!(status.code(), Some(2));
-    for field in ["limits.helloMaxBytes", "limits.maxConnections", "discovery.trustDomain", "connect.budget"] {
+    let limits = ["limits.helloMaxBytes", "limits.maxConnections", "discovery.trustDomain", "connect.budget"];
+    for field in limits.into_iter().chain(["egress.address", "egress.port", "egress.allowedSources"]) {
         assert!(stderr.contains(field), "no {field} in:\n{stderr}");
     }
 }

@@ -87,6 +87,11 @@ pub struct Advertise {
     pub locality: ::core::option::Option<super::super::record::v1::Locality>,
     #[prost(bool, tag = "4")]
     pub draining: bool,
+    /// Where sidecars of its own cluster reach its egress side; a port of 0: it has none.
+    #[prost(string, tag = "5")]
+    pub egress_address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "6")]
+    pub egress_port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchAck {
