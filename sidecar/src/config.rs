@@ -28,6 +28,9 @@ pub struct Config {
     pub listeners: Listeners,
     /// Keeps the SVID with its key, and the last good state. Created with mode 0700 if absent.
     pub state_directory: PathBuf,
+    /// The SPIFFE Workload API for other programs of the workload; absent: not offered.
+    #[serde(default)]
+    pub workload_api: Option<WorkloadApiConfig>,
     /// Calls of the local application.
     #[serde(default)]
     pub outbound: OutboundConfig,
@@ -142,6 +145,17 @@ impl Default for InboundConfig {
     }
 }
 
+/// The SPIFFE Workload API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WorkloadApiConfig {
+    /// The Unix socket, mode 0660. Whoever may open it is handed the workload's key: put it where the workload alone comes.
+    pub socket: PathBuf,
+}
+
+/// The longest path of a socket, so that its temporary name fits the kernel's 107 bytes as well.
+const MAX_SOCKET_PATH: usize = 100;
+
 impl Configuration for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
@@ -168,6 +182,10 @@ impl Configuration for Config {
         require(self.outbound.max_connections > 0, "outbound.maxConnections: must be more than zero");
         require(self.inbound.max_connections > 0, "inbound.maxConnections: must be more than zero");
         require(!self.inbound.connect_timeout.is_zero(), "inbound.connectTimeout: must be more than zero");
+        require(
+            self.workload_api.as_ref().is_none_or(|api| (1..=MAX_SOCKET_PATH).contains(&api.socket.as_os_str().len())),
+            "workloadApi.socket: must be a path of at most 100 bytes",
+        );
         problems.extend(self.discovery.control_plane().err());
         problems
     }

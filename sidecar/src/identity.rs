@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use crate::config::DiscoveryConfig;
 use crate::metrics::{Metrics, Result as ResultLabel};
 use crate::routing::state::unix_seconds;
+use crate::workload_api::Standing;
 
 /// First wait after a failed attempt; doubled with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -57,6 +58,13 @@ pub(crate) enum IdentityError {
     /// What was issued cannot be used.
     #[error("issued SVID: {0}")]
     Unusable(String),
+}
+
+impl IdentityError {
+    /// Whether the control-plane does not grant this workload an SVID, rather than being unable to.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied))
+    }
 }
 
 /// The roots by which the control-plane is recognised: those of the pin file and those of the cluster's bundle, so that
@@ -121,6 +129,7 @@ pub(crate) struct Issuing {
     identity: Identity,
     file: PathBuf,
     metrics: Metrics,
+    standing: Standing,
     /// When the current one was issued.
     issued: Option<SystemTime>,
 }
@@ -133,9 +142,10 @@ impl Issuing {
         identity: Identity,
         directory: &Path,
         metrics: Metrics,
+        standing: Standing,
     ) -> Self {
         let file = directory.join("svid.pem");
-        Self { config, control_plane, pins, identity, file, metrics, issued: None }
+        Self { config, control_plane, pins, identity, file, metrics, standing, issued: None }
     }
 
     /// Takes the SVID from disk, if there is one that is still good.
@@ -198,11 +208,15 @@ impl Issuing {
             tokio::time::sleep(rest).await;
             match Box::pin(self.renew()).await {
                 Ok(()) => {
+                    self.standing.answered(false);
                     wait = FIRST_RETRY;
                     self.count("ok");
                     info!(peer.id = %self.name(), "SVID issued");
                 }
                 Err(error) => {
+                    if error.is_refusal() {
+                        self.standing.answered(true);
+                    }
                     self.count("failed");
                     warn!(%error, retry_in = ?wait, "no new SVID, keeping what there is");
                     let jittered = wait.mul_f64(rand::rng().random_range(0.5..1.0));

@@ -11,6 +11,8 @@
 //!                    └─────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! Beside it, [`workload_api`] hands the workload's SVID and everybody's roots to other programs of the workload.
+//!
 //! # What always holds
 //!
 //! 1. Both ends of a session are authenticated by name: the server must be one of the identities that the chosen cluster's
@@ -37,6 +39,7 @@ mod session;
 mod tasks;
 mod telemetry;
 mod wiring;
+mod workload_api;
 mod xfcc;
 
 pub use config::Config;

@@ -30,6 +30,7 @@ use crate::routing::{Router, upkeep};
 use crate::session::dial::Dialer;
 use crate::session::resolver::Resolver;
 use crate::tasks::Tasks;
+use crate::workload_api::{self, Socket, Standing, WorkloadApi};
 
 /// After the drain has begun: time for every session's task to notice and to hold it.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -64,6 +65,7 @@ struct Parts {
     dialer: Dialer,
     serving: Arc<ArcSwap<Serving>>,
     ejected: Arc<Notify>,
+    standing: Standing,
 }
 
 impl Sidecar {
@@ -77,6 +79,10 @@ impl Sidecar {
         create_private(&config.state_directory)?;
         let outbound = bind("listeners.outbound", &config.listeners.outbound).await?;
         let inbound = bind("listeners.inbound", &config.listeners.inbound).await?;
+        let socket = match &config.workload_api {
+            Some(api) => Some(Socket::bind(&api.socket).await.context("workloadApi.socket")?),
+            None => None,
+        };
         let parts = Parts::new(config, process);
         let sidecar = Self {
             process: parts.process.clone(),
@@ -86,6 +92,9 @@ impl Sidecar {
         };
         parts.serve_outbound(outbound);
         parts.serve_inbound(inbound);
+        if let Some(socket) = socket {
+            parts.serve_workload_api(socket)?;
+        }
         parts.keep_up();
         parts.follow(identity_ready, state_ready)?;
         info!(outbound = ?sidecar.outbound, inbound = ?sidecar.inbound, "sidecar started");
@@ -138,7 +147,19 @@ impl Parts {
             serving: Arc::clone(&serving),
             metrics: metrics.clone(),
         }));
-        Self { config, process, tasks, metrics, identity, trust, router, dialer, serving, ejected: Arc::default() }
+        Self {
+            config,
+            process,
+            tasks,
+            metrics,
+            identity,
+            trust,
+            router,
+            dialer,
+            serving,
+            ejected: Arc::default(),
+            standing: Standing::default(),
+        }
     }
 
     fn serve_outbound(&self, listeners: Vec<TcpListener>) {
@@ -174,6 +195,16 @@ impl Parts {
         }
     }
 
+    fn serve_workload_api(&self, socket: Socket) -> anyhow::Result<()> {
+        let metrics = workload_api::Metrics::default();
+        self.process.register(|registry| metrics.register(registry));
+        let trust_domain = self.config.discovery.trust_domain().map_err(|problem| anyhow::anyhow!(problem))?;
+        let (identity, trust) = (self.identity.clone(), self.trust.clone());
+        let api = WorkloadApi::new(trust_domain, identity, trust, self.standing.clone(), metrics);
+        self.tasks.spawn(api.serve(socket));
+        Ok(())
+    }
+
     fn keep_up(&self) {
         self.tasks.spawn(upkeep::probe(self.router.clone(), self.dialer.clone(), Arc::clone(&self.ejected)));
         self.tasks.spawn(upkeep::tidy(self.router.clone()));
@@ -192,6 +223,7 @@ impl Parts {
             self.identity.clone(),
             &self.config.state_directory,
             self.metrics.clone(),
+            self.standing.clone(),
         );
         issuing.load();
         let channel = issuing.channel();
@@ -220,7 +252,7 @@ impl Parts {
             place: Place::default(),
             denied_epoch: 0,
         };
-        let (identity, router) = (self.identity, self.router);
+        let (identity, router, standing) = (self.identity, self.router, self.standing);
         self.tasks.spawn(issuing.keep_renewed());
         self.tasks.spawn(Box::pin(async move {
             // The watch needs an SVID; asking before there is one would only be refused.
@@ -233,7 +265,12 @@ impl Parts {
             identity_ready.ready();
             let (discovery, events) = Discovery::watch(channel, options);
             router.ask(discovery.clone());
-            state.run(discovery, events, move || state_ready.ready()).await;
+            state
+                .run(discovery, events, move || {
+                    standing.complete();
+                    state_ready.ready();
+                })
+                .await;
         }));
         Ok(())
     }

@@ -130,6 +130,7 @@ impl Cluster {
                 inbound: vec![SocketAddr::new(LOOPBACK, 0)],
             },
             state_directory: self.state_directory(pod),
+            workload_api: None,
             outbound: OutboundConfig::default(),
             inbound: InboundConfig::default(),
         }

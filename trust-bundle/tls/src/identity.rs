@@ -28,6 +28,7 @@ struct Inner {
 
 struct Svid {
     certified: Arc<CertifiedKey>,
+    key: PrivateKeyDer<'static>,
     id: SpiffeId,
     validity: Validity,
 }
@@ -88,10 +89,10 @@ impl Identity {
         };
         let id = check_leaf(leaf)?;
         let validity = validity(leaf).map_err(LeafError::from)?;
-        let key = provider().key_provider.load_private_key(key).map_err(IdentityError::Key)?;
-        let certified = CertifiedKey::new(chain, key);
+        let usable = provider().key_provider.load_private_key(key.clone_key()).map_err(IdentityError::Key)?;
+        let certified = CertifiedKey::new(chain, usable);
         certified.keys_match().map_err(IdentityError::Key)?;
-        self.inner.current.store(Some(Arc::new(Svid { certified: Arc::new(certified), id, validity })));
+        self.inner.current.store(Some(Arc::new(Svid { certified: Arc::new(certified), key, id, validity })));
         self.inner.revision.send_modify(|revision| *revision += 1);
         Ok(())
     }
@@ -114,6 +115,11 @@ impl Identity {
     /// The chain, leaf first; empty before the first one.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         self.inner.current.load().as_ref().map(|svid| svid.certified.cert.clone()).unwrap_or_default()
+    }
+
+    /// The chain and its key, of one SVID: for whoever hands the identity on. `None` before the first one.
+    pub fn chain_and_key(&self) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        self.inner.current.load().as_ref().map(|svid| (svid.certified.cert.clone(), svid.key.clone_key()))
     }
 
     /// Counts replacements: a way to wait for the first identity.
