@@ -40,6 +40,9 @@ pub struct Config {
     /// How gateways of other clusters are measured.
     #[serde(default)]
     pub probes: ProbeConfig,
+    /// The cluster's sidecars may not dial out: they reach other clusters through the egress side of their own gateways.
+    #[serde(default)]
+    pub egress_restricted: bool,
     /// The cluster's own certificate authority.
     #[serde(default)]
     pub authority: AuthorityConfig,

@@ -67,6 +67,8 @@ struct State {
 #[derive(Debug)]
 struct KnownGateway {
     gateway: Gateway,
+    /// Where sidecars of the own cluster reach it, if they can.
+    egress: Option<Gateway>,
     /// The connection that said so; `None` since then.
     connection: Result<u64, Instant>,
 }
@@ -82,7 +84,8 @@ impl Proxies {
     /// Nobody is connected; `gateways` were when the program ended last.
     #[must_use]
     pub fn new(gateways: Vec<Gateway>, now: Instant) -> Self {
-        let known = |gateway: Gateway| (gateway.name.clone(), KnownGateway { gateway, connection: Err(now) });
+        let known =
+            |gateway: Gateway| (gateway.name.clone(), KnownGateway { gateway, egress: None, connection: Err(now) });
         let state = State { gateways: gateways.into_iter().map(known).collect(), ..State::default() };
         Self(Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(0) }))
     }
@@ -149,6 +152,12 @@ impl Proxies {
         (state.gateways.values().map(|known| known.gateway.clone()).collect(), due)
     }
 
+    /// Where the gateways that are published are reached from inside, those that are.
+    #[must_use]
+    pub fn egress_gateways(&self) -> Vec<Gateway> {
+        self.state().gateways.values().filter_map(|known| known.egress.clone()).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,10 +170,11 @@ impl Proxies {
 }
 
 impl Connection {
-    /// The gateway says where peers reach it.
-    pub fn advertise(&self, gateway: Gateway) {
+    /// The gateway says where peers reach it, and where sidecars of its own cluster do.
+    pub fn advertise(&self, gateway: Gateway, egress: Option<Gateway>) {
         self.proxies.change(|state| {
-            state.gateways.insert(gateway.name.clone(), KnownGateway { gateway, connection: Ok(self.id) });
+            let name = gateway.name.clone();
+            state.gateways.insert(name, KnownGateway { gateway, egress, connection: Ok(self.id) });
         });
     }
 
@@ -225,7 +235,7 @@ mod tests {
         let later = || Instant::now() + GATEWAY_GRACE * 2;
         assert_eq!(names(&proxies, later()), ["old"]);
         let connection = proxies.connect(Kind::Gateway, "new", "id");
-        connection.advertise(gateway("new", false));
+        connection.advertise(gateway("new", false), None);
         assert_eq!(names(&proxies, Instant::now()), ["new", "old"]);
         assert!(proxies.gateways(Instant::now()).1.is_some());
         assert_eq!(names(&proxies, later()), ["new"]);
@@ -237,8 +247,8 @@ mod tests {
     fn a_drained_gateway_goes_at_once_when_another_one_stays() {
         let proxies = Proxies::new(Vec::new(), Instant::now());
         let (one, two) = (proxies.connect(Kind::Gateway, "1", "id"), proxies.connect(Kind::Gateway, "2", "id"));
-        one.advertise(gateway("1", false));
-        two.advertise(gateway("2", true));
+        one.advertise(gateway("1", false), None);
+        two.advertise(gateway("2", true), None);
         assert_eq!(names(&proxies, Instant::now()), ["1", "2"]);
         drop(two);
         assert_eq!(names(&proxies, Instant::now()), ["1"]);
@@ -248,11 +258,11 @@ mod tests {
     fn a_reconnected_gateway_is_not_taken_away_by_its_old_connection() {
         let proxies = Proxies::new(Vec::new(), Instant::now());
         let old = proxies.connect(Kind::Gateway, "1", "id");
-        old.advertise(gateway("1", false));
+        old.advertise(gateway("1", false), None);
         let new = proxies.connect(Kind::Gateway, "1", "id");
-        new.advertise(gateway("1", false));
+        new.advertise(gateway("1", false), None);
         let other = proxies.connect(Kind::Gateway, "2", "id");
-        other.advertise(gateway("2", false));
+        other.advertise(gateway("2", false), None);
         drop(old);
         assert_eq!(names(&proxies, Instant::now() + GATEWAY_GRACE * 2), ["1", "2"]);
     }
@@ -263,5 +273,19 @@ mod tests {
         let (one, _two) = (proxies.connect(Kind::Sidecar, "1", "id"), proxies.connect(Kind::Sidecar, "2", "id"));
         one.applied(Some(TrustPosition { epoch: 7, bundle: 1 }), None);
         assert_eq!(proxies.pending(7), (vec!["2".to_owned()], 2));
+    }
+
+    #[test]
+    fn the_way_out_is_there_as_long_as_its_gateway() {
+        let proxies = Proxies::new(vec![gateway("old", false)], Instant::now());
+        let (one, two) = (proxies.connect(Kind::Gateway, "1", "id"), proxies.connect(Kind::Gateway, "2", "id"));
+        let inside = Gateway { port: 15444, ..gateway("1", false) };
+        one.advertise(gateway("1", false), Some(inside.clone()));
+        two.advertise(gateway("2", false), None);
+        assert_eq!(proxies.egress_gateways(), [inside]);
+        one.advertise(gateway("1", true), Some(Gateway { port: 15444, ..gateway("1", true) }));
+        drop(one);
+        assert_eq!(names(&proxies, Instant::now()), ["2", "old"]);
+        assert_eq!(proxies.egress_gateways(), []);
     }
 }

@@ -69,6 +69,8 @@ pub enum Input {
     Source(SourceUpdate),
     /// The cluster's own gateways, as they say themselves.
     Gateways(Vec<Gateway>),
+    /// Where the cluster's own sidecars have to go to reach other clusters; nowhere: they dial by themselves.
+    EgressGateways(Vec<Gateway>),
     /// A step of the trust state.
     Trust(Box<WatchResponse>),
     /// The watch of the trust-bundle was opened, or lost for a reason.
@@ -176,6 +178,7 @@ pub struct Reconciler {
     told: BTreeMap<ServiceId, Told>,
     first_seen: BTreeMap<ServiceId, SystemTime>,
     gateways: Vec<Gateway>,
+    egress_gateways: Vec<Gateway>,
     peers: Peers,
     round_trips: BTreeMap<ClusterName, Duration>,
     publications: Option<Publications>,
@@ -228,6 +231,7 @@ impl Reconciler {
             told: BTreeMap::new(),
             first_seen: restored.first_seen,
             gateways: restored.gateways,
+            egress_gateways: restored.egress_gateways,
             peers,
             round_trips: BTreeMap::new(),
             publications: None,
@@ -268,6 +272,13 @@ impl Reconciler {
                 if gateways != self.gateways {
                     self.gateways = gateways;
                     self.dirty.records = true;
+                    self.dirty.snapshot = true;
+                    self.save.local = true;
+                }
+            }
+            Input::EgressGateways(gateways) => {
+                if gateways != self.egress_gateways {
+                    self.egress_gateways = gateways;
                     self.dirty.snapshot = true;
                     self.save.local = true;
                 }

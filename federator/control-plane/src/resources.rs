@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use federation::merge::Import;
-use federation::{ServiceId, ServiceType};
+use federation::{ClusterName, Gateway, ServiceId, ServiceType};
 use federation_api::discovery::v1::{
-    self as wire, Absent, Binding, Cluster, Endpoint, Mesh, Resource, Route, Service, TrustBundle, Workload,
+    self as wire, Absent, Binding, Cluster, Endpoint, Mesh, Remote, Resource, Route, Service, TrustBundle, Workload,
     resource::Resource as Content,
 };
 use federation_api::record::v1 as record;
@@ -137,6 +137,14 @@ pub fn route(local: &LocalService, trust_domain: &str) -> Option<Arc<Resource>> 
     Some(Arc::new(resource(route_name(&local.id), Content::Route(content))))
 }
 
+/// Where another cluster is reached, for this cluster's gateways.
+#[must_use]
+pub fn remote(cluster: &ClusterName, gateways: &[Gateway]) -> Arc<Resource> {
+    let gateways = gateways.iter().map(Into::into).collect();
+    let content = Remote { cluster: cluster.to_string(), gateways };
+    Arc::new(resource(format!("remote/{cluster}"), Content::Remote(content)))
+}
+
 /// The roots of a trust domain.
 #[must_use]
 pub fn trust_bundle(bundle: &Bundle) -> Arc<Resource> {
@@ -187,6 +195,8 @@ pub struct MeshFacts<'a> {
     pub membership_root: Option<&'a [u8]>,
     /// Where imported services get their addresses from, as CIDRs.
     pub clusterset_ranges: Vec<String>,
+    /// Where sidecars have to go to reach other clusters; nowhere: they dial by themselves.
+    pub egress_gateways: &'a [Gateway],
 }
 
 /// `mesh`
@@ -202,7 +212,7 @@ pub fn mesh(facts: &MeshFacts<'_>) -> Arc<Resource> {
         deny_list: facts.deny_list.cloned(),
         membership_root: facts.membership_root.map(<[u8]>::to_vec).unwrap_or_default(),
         clusterset_ranges: facts.clusterset_ranges.clone(),
-        ..Mesh::default()
+        egress_gateways: facts.egress_gateways.iter().map(Into::into).collect(),
     };
     Arc::new(resource("mesh".to_owned(), wire::resource::Resource::Mesh(content)))
 }

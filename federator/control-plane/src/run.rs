@@ -140,7 +140,7 @@ fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<w
     spawn(tasks, "the plane", plane.run(joins, membership));
     let source = FileSource::new(config.manifests_directory.clone(), config.rescan_interval);
     spawn(tasks, "the source", source.run(inputs.clone()));
-    spawn(tasks, "the gateways", tell_gateways(proxies.clone(), inputs.clone()));
+    spawn(tasks, "the gateways", tell_gateways(proxies.clone(), config.egress_restricted, inputs.clone()));
     spawn(tasks, "import files", import_files::follow(imports, snapshots.clone()));
 
     let measurements = Measurements::default();
@@ -238,12 +238,17 @@ fn own_bundle(config: &Config, authority: &Authority, restored: &Restored) -> Bu
 }
 
 /// Passes on where the cluster's own gateways are, also when only time has changed that.
-async fn tell_gateways(proxies: Proxies, inputs: mpsc::Sender<Input>) {
+async fn tell_gateways(proxies: Proxies, egress_restricted: bool, inputs: mpsc::Sender<Input>) {
     let mut changed = proxies.changed();
     loop {
         changed.borrow_and_update();
         let (gateways, due) = proxies.gateways(Instant::now());
         if inputs.send(Input::Gateways(gateways)).await.is_err() {
+            return;
+        }
+        let egress = if egress_restricted { proxies.egress_gateways() } else { Vec::new() };
+        // Without any known one the last ones stay: sidecars that may not dial out have nothing better.
+        if !(egress_restricted && egress.is_empty()) && inputs.send(Input::EgressGateways(egress)).await.is_err() {
             return;
         }
         tokio::select! {

@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub by_vip: Arc<HashMap<IpAddr, ServiceId>>,
     /// For gateways: exported services.
     pub routes: BTreeMap<ServiceId, Arc<Resource>>,
+    /// For gateways: where other clusters are reached.
+    pub remotes: BTreeMap<ClusterName, Arc<Resource>>,
     /// Roots by trust domain.
     pub trust: BTreeMap<String, Arc<Resource>>,
     /// What every proxy must know.

@@ -103,6 +103,7 @@ impl ProxyState {
             Kind::Gateway => {
                 wanted.extend(snapshot.trust.get(&self.subject.trust_domain).cloned());
                 wanted.extend(snapshot.routes.values().cloned());
+                wanted.extend(snapshot.remotes.values().cloned());
             }
             Kind::Sidecar => {
                 wanted.extend(snapshot.trust.values().cloned());

@@ -269,16 +269,22 @@ impl Serving {
         if !self.gateway {
             return Err(Status::permission_denied("advertise: only a gateway can be one"));
         }
-        let wire = record::Gateway {
+        let outside = record::Gateway {
             name: self.name.clone(),
             address: advertise.address,
             port: advertise.port,
             locality: advertise.locality,
             draining: advertise.draining,
         };
-        let gateway =
-            Gateway::try_from(wire).map_err(|error| Status::invalid_argument(format!("advertise.{error}")))?;
-        self.connection.advertise(gateway);
+        let inside = (advertise.egress_port != 0).then(|| record::Gateway {
+            address: advertise.egress_address,
+            port: advertise.egress_port,
+            ..outside.clone()
+        });
+        let refused = |field: &str, error| Status::invalid_argument(format!("advertise.{field}{error}"));
+        let gateway = Gateway::try_from(outside).map_err(|error| refused("", error))?;
+        let egress = inside.map(Gateway::try_from).transpose().map_err(|error| refused("egress_", error))?;
+        self.connection.advertise(gateway, egress);
         Ok(())
     }
 }

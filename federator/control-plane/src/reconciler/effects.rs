@@ -1,11 +1,12 @@
 //! What follows from the inputs: files to write, records to publish, a snapshot to show.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use federation::{Namespace, RecordKey};
+use federation::{ClusterName, Namespace, RecordKey};
 use federation_api::client::federation::SessionCursor;
 use federation_api::client::trust::TrustCursor;
+use federation_api::discovery::v1::Resource;
 use federation_api::payload::Payload;
 use federation_api::record::v1::Signed;
 use federation_api::verify::VerifiedMember;
@@ -175,6 +176,12 @@ impl Reconciler {
         }
     }
 
+    /// The other clusters that have gateways and are not shut out.
+    fn remotes(&self) -> BTreeMap<ClusterName, Arc<Resource>> {
+        let usable = self.clusters.iter().filter(|(_, status)| !status.quarantined && !status.gateways.is_empty());
+        usable.map(|(cluster, status)| (cluster.clone(), resources::remote(cluster, &status.gateways))).collect()
+    }
+
     fn snapshot(&mut self) -> Arc<Snapshot> {
         let trust = self.peers.trust();
         let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster).map(|(_, bundle)| bundle);
@@ -191,6 +198,7 @@ impl Reconciler {
             services: self.views.clone(),
             by_vip: Arc::clone(&self.by_vip),
             routes: self.routes.clone(),
+            remotes: self.remotes(),
             trust: bundles.map(|bundle| (bundle.trust_domain.to_string(), resources::trust_bundle(bundle))).collect(),
             mesh: resources::mesh(&MeshFacts {
                 cluster: self.facts.cluster.as_str(),
@@ -200,6 +208,7 @@ impl Reconciler {
                 deny_list: trust.deny_list_envelope(),
                 membership_root: trust.root().map(|root| root.as_bytes().as_slice()),
                 clusterset_ranges: self.vips.ranges(),
+                egress_gateways: &self.egress_gateways,
             }),
             workloads: self.workloads.clone(),
             local: self.services.clone(),

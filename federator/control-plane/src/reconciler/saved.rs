@@ -53,6 +53,8 @@ pub struct Restored {
     pub published: Vec<Signed>,
     /// Own gateways.
     pub gateways: Vec<Gateway>,
+    /// Where own sidecars reach them, if they have to.
+    pub egress_gateways: Vec<Gateway>,
     /// When exports were first seen.
     pub first_seen: BTreeMap<ServiceId, SystemTime>,
     /// Clusterset IPs.
@@ -99,6 +101,7 @@ pub(super) fn next_bundle_sequence(before: u64, now: SystemTime) -> u64 {
 struct SavedLocal {
     vips: SavedVips,
     gateways: Vec<SavedGateway>,
+    egress_gateways: Vec<SavedGateway>,
     first_seen_unix_seconds: BTreeMap<String, u64>,
 }
 
@@ -152,6 +155,7 @@ impl Restored {
             },
             published: published.unwrap_or_default().records,
             gateways: local.gateways.into_iter().map(Gateway::from).collect(),
+            egress_gateways: local.egress_gateways.into_iter().map(Gateway::from).collect(),
             first_seen: first_seen.filter_map(|(id, seconds)| Some((id.parse().ok()?, at(seconds)))).collect(),
             vips: local.vips,
             bundle: state.read_json(files::BUNDLE)?.unwrap_or_default(),
@@ -257,6 +261,7 @@ impl Reconciler {
         SavedLocal {
             vips: self.vips.saved(),
             gateways: self.gateways.iter().map(gateway).collect(),
+            egress_gateways: self.egress_gateways.iter().map(gateway).collect(),
             first_seen_unix_seconds: self.first_seen.iter().map(|(id, at)| (id.to_string(), seconds(at))).collect(),
         }
     }

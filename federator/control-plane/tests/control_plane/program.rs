@@ -30,6 +30,10 @@ async fn free_port() -> SocketAddr {
 
 impl Program {
     pub(crate) async fn start(directory: &Path) -> Self {
+        Self::start_with(directory, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(directory: &Path, adjust: impl FnOnce(&mut Config)) -> Self {
         fs::create_dir_all(directory.join("manifests")).unwrap();
         let (discovery, dns) = (free_port().await, free_port().await);
         let config = format!(
@@ -39,7 +43,8 @@ impl Program {
              200ms, timeout: 1s}}\n",
             root = directory.display()
         );
-        let config: Config = serde_saphyr::from_str(&config).unwrap();
+        let mut config: Config = serde_saphyr::from_str(&config).unwrap();
+        adjust(&mut config);
         assert_eq!(mesh_runtime::Configuration::problems(&config), Vec::<String>::new());
         let process = Process::for_tests();
         let task = tokio::spawn(Box::pin(control_plane::run(config, process.clone())));

@@ -180,6 +180,31 @@ async fn a_sidecar_is_told_what_it_asks_for_and_what_it_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_may_not_dial_out_is_told_its_gateways_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = Program::start_with(directory.path(), |config| config.egress_restricted = true).await;
+    program.write("shop.yaml", &format!("{SHOP}---\n{EXPORT}"));
+    program.until_import("cart", |_| true).await;
+    let workload = identity(&program, "shop", "cart").await;
+    let mut sidecar = Proxy::watch(&program, &workload, ProxyKind::Sidecar, options("cart-0"));
+    let gateway = identity(&program, "isthmus-system", "east-west-gateway").await;
+    let mut place = advertise("203.0.113.9", 15443).unwrap();
+    (place.egress_address, place.egress_port) = ("127.1.0.9".to_owned(), 15444);
+    let watch = WatchOptions { advertise: Some(place), ..options("gw-0") };
+    let mut gateway = Proxy::watch(&program, &gateway, ProxyKind::Gateway, watch);
+    let told = |content: &Content| match content {
+        Content::Mesh(mesh) => mesh
+            .egress_gateways
+            .iter()
+            .any(|way_out| way_out.name == "gw-0" && way_out.address == "127.1.0.9" && way_out.port == 15444),
+        _ => false,
+    };
+    sidecar.until("mesh", told).await;
+    gateway.until("mesh", told).await;
+    program.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_is_told_exported_services_only_and_nobody_else_is_one() {
     let directory = tempfile::tempdir().unwrap();
     let program = Program::start(directory.path()).await;

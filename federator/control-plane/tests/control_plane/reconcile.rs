@@ -224,7 +224,8 @@ fn conditions_follow_the_service_and_the_federators_answer() {
     };
     world.tell(Input::Session(SessionInput::Published(answer(None))));
     assert!(is(world.condition("Ready"), "True", "Ready"));
-    let refusal = Refusal { reason: Reason::NotDelegated.into(), detail: "namespace shop".to_owned() };
+    let refusal =
+        Refusal { reason: Reason::NotDelegated.into(), detail: "namespace shop".to_owned(), ..Refusal::default() };
     world.tell(Input::Session(SessionInput::Published(answer(Some(refusal)))));
     assert!(is(world.condition("Ready"), "False", "Failed"));
     world.delete(Kind::Service, "cart");
@@ -288,6 +289,39 @@ fn an_export_of_a_peer_becomes_an_import_that_outlives_ours() {
     let withdrawal = west.say(&RecordKey::Export("shop/cart".parse().unwrap()), &Payload::Withdrawal);
     world.changes(vec![withdrawal]);
     assert!(world.imports().is_empty());
+}
+
+#[test]
+fn gateways_are_told_where_other_clusters_are_and_sidecars_their_way_out() {
+    use federation_api::discovery::v1::resource::Resource as Content;
+    let mut world = World::shop();
+    let mut west = Peer::new(&world.root, "west");
+    let bundle = west.bundle();
+    world.trust(&[&west], vec![bundle.clone()], None);
+    world.changes(vec![west.gateway("127.2.0.9", 15443)]);
+    let remote = world.snapshot.remotes.values().next().unwrap();
+    assert_eq!(remote.name, "remote/west");
+    let Some(Content::Remote(remote)) = &remote.resource else { panic!("{remote:?}") };
+    assert_eq!((remote.gateways[0].address.as_str(), remote.gateways[0].port), ("127.2.0.9", 15443));
+    let way_out = |world: &World| match &world.snapshot.mesh.resource {
+        Some(Content::Mesh(mesh)) => mesh.egress_gateways.iter().map(|gateway| gateway.port).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert!(way_out(&world).is_empty());
+    let own = federation::Gateway {
+        name: "gw-0".to_owned(),
+        address: federation::GatewayAddress::Ip("127.1.0.9".parse().unwrap()),
+        port: 15444,
+        locality: federation::Locality::default(),
+        draining: false,
+    };
+    world.tell(Input::EgressGateways(vec![own]));
+    assert_eq!(way_out(&world), [15444]);
+    let mut denied = DenyList::empty(federation());
+    denied.epoch = 2;
+    denied.clusters.insert(cluster("west"));
+    world.trust(&[&west], vec![bundle], Some(&denied));
+    assert!(world.snapshot.remotes.is_empty(), "a cluster that is shut out is not reached");
 }
 
 #[test]
