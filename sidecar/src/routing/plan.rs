@@ -39,6 +39,9 @@ pub(crate) struct Planner {
 pub(crate) struct Place {
     pub(crate) cluster: Option<ClusterName>,
     pub(crate) locality: Locality,
+    /// Where its connections to other clusters have to go: the egress side of its own cluster's gateways. Empty: to the other
+    /// clusters' gateways.
+    pub(crate) egress: Vec<Gateway>,
 }
 
 impl Planner {
@@ -71,7 +74,7 @@ impl Planner {
             .into_iter()
             .filter_map(|group| {
                 let (cluster, _) = exporting.iter().find(|(cluster, _)| cluster.name == group.cluster)?;
-                let making = Making { planner: self, service, port, cluster, known, tls: RefCell::default() };
+                let making = Making { planner: self, service, port, place, cluster, known, tls: RefCell::default() };
                 Some(making.group(group))
             })
             .collect();
@@ -93,6 +96,7 @@ struct Making<'a> {
     planner: &'a Planner,
     service: &'a Service,
     port: u16,
+    place: &'a Place,
     cluster: &'a Cluster,
     known: &'a HashMap<PathId, Path>,
     /// Of the last path: most endpoints of a service have one identity.
@@ -141,10 +145,12 @@ impl Making<'_> {
     /// Two slots for every endpoint, within bounds, and at least one through every gateway: where slots lead is up to a
     /// hash, and with as many slots as endpoints some endpoints would often get none.
     fn slots(&self, ready: u32) -> Vec<Member<Path>> {
-        let mut gateways: Vec<&Gateway> = self.cluster.gateways.iter().filter(|gateway| !gateway.draining).collect();
+        let egress = &self.place.egress;
+        let announced = if egress.is_empty() { &self.cluster.gateways } else { egress };
+        let mut gateways: Vec<&Gateway> = announced.iter().filter(|gateway| !gateway.draining).collect();
         if gateways.is_empty() {
             // Better a draining gateway than none.
-            gateways = self.cluster.gateways.iter().collect();
+            gateways = announced.iter().collect();
         }
         if gateways.is_empty() {
             return Vec::new();
@@ -245,7 +251,7 @@ mod tests {
     }
 
     fn place() -> Place {
-        Place { cluster: Some("east".parse().unwrap()), locality: Locality::new("r", "a") }
+        Place { cluster: Some("east".parse().unwrap()), locality: Locality::new("r", "a"), egress: Vec::new() }
     }
 
     #[test]
@@ -273,6 +279,32 @@ mod tests {
             plan.groups[2].members.iter().map(|member| member.gateway.as_ref().unwrap().as_str()).collect();
         assert_eq!(through, BTreeSet::from(["gw-1", "gw-2"]), "a draining gateway is left out");
         assert!(planner(0).plan(&service, 81, &place(), &HashMap::new()).groups.is_empty());
+    }
+
+    #[test]
+    fn who_may_not_dial_out_goes_through_the_own_gateways_with_the_names_of_others() {
+        let endpoints = vec![endpoint(1, "a", true)];
+        let service = service(vec![
+            cluster("east", vec![], endpoints, 1),
+            cluster("west", vec![gateway("gw-1", false), gateway("gw-2", false)], vec![], 2),
+        ]);
+        let own = [gateway("out-1", false), gateway("out-2", true)];
+        let own = own.map(|gateway| Gateway { port: 15444, ..gateway });
+        let place = Place { egress: own.to_vec(), ..place() };
+        let plan = planner(0).plan(&service, 80, &place, &HashMap::new());
+        assert!(matches!(plan.groups[0].members[0].id.id().via, Via::Endpoint { .. }), "the own cluster as ever");
+        let members = &plan.groups[1].members;
+        assert_eq!(members.len(), 4);
+        for member in members {
+            let id = member.id.id();
+            let address = GatewayAddress::Host("out-1.example".to_owned());
+            assert!(
+                matches!(&id.via, Via::Gateway { address: at, port: 15444, .. } if *at == address),
+                "{:?}",
+                id.via
+            );
+            assert!(id.server_name.starts_with("outbound_.80_.c-west.e-"), "{}", id.server_name);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use federation::FederationDomain;
+use federation::{FederationDomain, Gateway};
 use federation_api::client::Events;
 use federation_api::client::discovery::{Discovery, DiscoveryEvent};
 use federation_api::deny_list::verify_deny_list;
@@ -181,6 +181,8 @@ impl State {
 
     fn mesh(&mut self, wire: &wire::Mesh) -> Result<(), String> {
         let cluster = wire.cluster.parse().map_err(|error| format!("cluster: {error}"))?;
+        let egress = wire.egress_gateways.iter().cloned().map(Gateway::try_from);
+        let egress: Vec<Gateway> = egress.collect::<Result<_, _>>().map_err(|error| format!("egress_gateways: {error}"))?;
         if let Some(signed) = &wire.deny_list {
             let federation: FederationDomain =
                 wire.federation.parse().map_err(|error| format!("federation: {error}"))?;
@@ -202,6 +204,7 @@ impl State {
             deny(&self.planner.trust, denied);
         }
         self.metrics.federation_applied.set(wire.federation_applied_at_ms / 1000);
+        self.place.egress = egress;
         self.place.cluster = Some(cluster);
         let cluster = self.place.cluster.clone();
         self.serve(|serving| serving.cluster = cluster);
