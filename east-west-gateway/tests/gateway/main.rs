@@ -8,6 +8,7 @@ mod drain;
 mod egress;
 mod hostile;
 mod installed;
+mod istio;
 mod lab;
 mod load_balancer;
 mod program;
