@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
 use spiffe_identity::{SpiffeId, TrustDomain};
@@ -31,6 +32,9 @@ pub struct Config {
     /// The SPIFFE Workload API for other programs of the workload; absent: not offered.
     #[serde(default)]
     pub workload_api: Option<WorkloadApiConfig>,
+    /// What of the application's traffic the kernel is to hand over; absent: nothing, the application asks by itself.
+    #[serde(default)]
+    pub capture: Option<CaptureConfig>,
     /// Calls of the local application.
     #[serde(default)]
     pub outbound: OutboundConfig,
@@ -105,7 +109,44 @@ pub struct Listeners {
     pub outbound: Vec<SocketAddr>,
     /// Mesh connections. Port 15008 by convention.
     pub inbound: Vec<SocketAddr>,
+    /// Captured DNS queries, UDP and TCP: 127.0.0.1 and `[::1]`, port 15053 by convention.
+    #[serde(default)]
+    pub dns: Vec<SocketAddr>,
 }
+
+/// What of the application's traffic the kernel is to hand over; see [`crate::capture`].
+///
+/// Captured connections arrive at the loopback address of their family, so the outbound listeners must include
+/// 127.0.0.1 (and `[::1]`), or the unspecified address.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CaptureConfig {
+    /// Destinations to capture, the clusterset's addresses: `[241.0.0.0/8]`.
+    pub ranges: Vec<IpNet>,
+    /// Destinations within them that are left alone.
+    pub excluded_ranges: Vec<IpNet>,
+    /// Destination ports that are left alone.
+    pub excluded_ports: Vec<u16>,
+    /// User ids whose traffic is left alone, the sidecar's own among them: `[1337]`.
+    pub excluded_users: Vec<u32>,
+}
+
+impl Default for CaptureConfig {
+    fn default() -> Self {
+        Self {
+            ranges: vec![DEFAULT_CLUSTERSET_RANGE],
+            excluded_ranges: Vec::new(),
+            excluded_ports: Vec::new(),
+            excluded_users: vec![DEFAULT_USER],
+        }
+    }
+}
+
+/// Where a cluster gives services their addresses unless it is told otherwise.
+const DEFAULT_CLUSTERSET_RANGE: IpNet = IpNet::new_assert(IpAddr::V4(std::net::Ipv4Addr::new(241, 0, 0, 0)), 8);
+
+/// The user that a sidecar runs as by convention.
+const DEFAULT_USER: u32 = 1337;
 
 /// Calls of the local application.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -187,8 +228,39 @@ impl Configuration for Config {
             "workloadApi.socket: must be a path of at most 100 bytes",
         );
         problems.extend(self.discovery.control_plane().err());
+        problems.extend(self.capture_problems());
         problems
     }
+}
+
+impl Config {
+    fn capture_problems(&self) -> Vec<String> {
+        let Some(capture) = &self.capture else { return Vec::new() };
+        let mut problems = Vec::new();
+        if capture.ranges.is_empty() {
+            problems.push("capture.ranges: name at least one range".to_owned());
+        }
+        if capture.ranges.iter().any(|range| range.prefix_len() == 0) {
+            problems
+                .push("capture.ranges: a range of everything would capture what is not the clusterset's".to_owned());
+        }
+        if capture.excluded_ports.contains(&0) {
+            problems.push("capture.excludedPorts: 0 is no port".to_owned());
+        }
+        if capture.excluded_users.is_empty() {
+            problems.push("capture.excludedUsers: the sidecar's own user must be left alone".to_owned());
+        }
+        problems.extend(one_port("outbound", &self.listeners.outbound));
+        problems.extend(one_port("dns", &self.listeners.dns));
+        problems
+    }
+}
+
+/// What is captured goes to one port, at the loopback address of its family.
+fn one_port(field: &str, listeners: &[SocketAddr]) -> Option<String> {
+    let mut ports = listeners.iter().map(SocketAddr::port);
+    let first = ports.next()?;
+    ports.any(|port| port != first).then(|| format!("listeners.{field}: with capture, all must have one port"))
 }
 
 fn is_host_and_port(text: &str) -> bool {

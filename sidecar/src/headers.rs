@@ -15,6 +15,9 @@ pub(crate) const ERROR: HeaderName = HeaderName::from_static("isthmus-error");
 pub(crate) const UNPROCESSED: HeaderName = HeaderName::from_static("isthmus-unprocessed");
 /// From sidecar to sidecar: a request that the server's sidecar answers itself, after a look at the application's port.
 pub(crate) const PROBE: HeaderName = HeaderName::from_static("isthmus-probe");
+/// From sidecar to sidecar, on a port whose protocol nobody declares: the client speaks HTTP/2, so the application is asked
+/// in it too.
+pub(crate) const HTTP2: HeaderName = HeaderName::from_static("isthmus-http2");
 /// From the local application: `1` asks for [`PATH`].
 pub(crate) const TRACE: HeaderName = HeaderName::from_static("isthmus-trace");
 /// To the local application that asked by [`TRACE`]: the path that the request took.
@@ -70,6 +73,7 @@ fn remove_sidecar_fields(headers: &mut HeaderMap) {
     headers.remove(ERROR);
     headers.remove(UNPROCESSED);
     headers.remove(PROBE);
+    headers.remove(HTTP2);
     headers.remove(PATH);
 }
 

@@ -198,7 +198,7 @@ impl Inbound {
             .ok_or_else(|| refused(Code::UnknownService, format!("{}:{} is not answered here", sni.host, sni.port)))?;
         let opaque = binding.port.application_protocol() == ApplicationProtocol::Tcp;
         match connection.alpn_protocol() {
-            Some(ALPN_HTTP) if !opaque => Ok(Arc::clone(binding)),
+            Some(ALPN_HTTP) if !opaque || !binding.port.declares_protocol() => Ok(Arc::clone(binding)),
             Some(ALPN_TCP) if opaque => Ok(Arc::clone(binding)),
             // Raw bytes to an HTTP port would get around the checks of each request.
             Some(_) => Err(refused(Code::Denied, "the port carries another protocol here".to_owned())),

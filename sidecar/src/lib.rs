@@ -3,8 +3,9 @@
 //! ```text
 //!                    ┌──────────────────────── sidecar ────────────────────────┐
 //!  application ─────►│ outbound 15001      routing            session          │
-//!  HTTP, CONNECT,    │ (explicit proxy) ─► host ─► route ─► path ─► TLS ───────┼──► sidecar, or gateway of another cluster
-//!  SOCKS5            │                       ▲      balance                    │
+//!  captured, or HTTP,│ (or the proxy) ───► host ─► route ─► path ─► TLS ───────┼──► sidecar, or gateway of another cluster
+//!  CONNECT, SOCKS5   │                       ▲      balance                    │
+//!  its DNS ─────────►│ names 15053 ──────────┤                                 │
 //!                    │   discovery ──► state ┤                                 │
 //!                    │                       ▼                                 │
 //!  application ◄─────┤ application ◄─ inbound 15008 ◄── TLS ◄──────────────────┼─── sidecars of callers
@@ -23,7 +24,9 @@
 //! 4. With every control plane dead, sessions, new ones included, go on from the last state, also after a restart.
 //! 5. No lock is held across an await; every task belongs to the sidecar and ends with it.
 
+pub mod capture;
 pub mod config;
+pub mod waiting;
 
 mod admin;
 mod failure;
@@ -32,6 +35,7 @@ mod headers;
 mod identity;
 mod inbound;
 mod metrics;
+mod names;
 mod outbound;
 mod routing;
 mod service;

@@ -1,15 +1,19 @@
-//! Calls of the local application: an explicit proxy for the clusterset.
+//! Calls of the local application: captured by the kernel, or made to this explicit proxy for the clusterset.
 //!
 //! ```text
-//!              ┌─ 0x05 ─► SOCKS5 ──┐                    ┌─ opaque port ─► one session, bytes as they are
+//!              ┌─ captured ─────────────────────────────┐
+//!              ├─ 0x05 ─► SOCKS5 ──┐                    ├─ opaque port ─► one session, bytes as they are
 //!  application ┤                   ├─ CONNECT, tunnel ──┤
 //!              └─ else ─► HTTP ────┘                    └─ HTTP port ──┐
 //!                          └─ absolute URI ────────────────────────────┴─► forward: attempts, retries
 //! ```
 
+mod captured;
 mod destination;
+mod detect;
 mod forward;
 mod open;
+pub(crate) mod original;
 mod proxy;
 mod refusal;
 pub(crate) mod replay;
@@ -27,7 +31,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
-pub(crate) use destination::{Destination, Name, may_be_vip, port_of};
+pub(crate) use destination::{Destination, Name, port_of};
 pub(crate) use refusal::Refusal;
 
 use crate::metrics::{Answered, Direction, Metrics};
@@ -88,6 +92,10 @@ impl Outbound {
 
     async fn connection(self: &Arc<Self>, stream: TcpStream) -> std::io::Result<()> {
         relay::configure(&stream, &SocketOptions::default())?;
+        if let Some(original) = original::destination(&stream) {
+            Box::pin(captured::serve(self, stream, original)).await;
+            return Ok(());
+        }
         let mut first = [0];
         if stream.peek(&mut first).await? == 0 {
             return Ok(());

@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use federation::ServiceHost;
 use federation_api::client::discovery::{Discovery, MAX_HOSTS};
+use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::outbound::{Destination, Name, Refusal, may_be_vip};
+use crate::outbound::{Destination, Name, Refusal};
 use crate::routing::route::Route;
 use crate::service::Service;
 
@@ -32,6 +33,8 @@ pub(crate) struct Table {
     pub(crate) services: HashMap<Box<str>, Entry>,
     /// By clusterset IP.
     pub(crate) addresses: HashMap<IpAddr, Arc<ServiceRoutes>>,
+    /// Where services have their addresses; `None` until the control-plane has said it.
+    pub(crate) ranges: Option<Arc<[IpNet]>>,
 }
 
 /// What is known of one host.
@@ -98,6 +101,30 @@ impl Router {
         self.shared.revision.send_modify(|revision| *revision += 1);
     }
 
+    /// Whether an address may be a service's: nobody needs to be asked about others.
+    pub(crate) fn may_be_vip(&self, address: IpAddr) -> bool {
+        let table = self.shared.table.load();
+        table.ranges.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(&address)))
+    }
+
+    /// What is known of a host once it is known, for whoever answers names; `None` when it stays unknown for the lookup's
+    /// deadline.
+    pub(crate) async fn entry(&self, host: &ServiceHost) -> Option<Entry> {
+        let answer = async {
+            let mut revision = self.shared.revision.subscribe();
+            loop {
+                revision.borrow_and_update();
+                if let Some(entry) = self.shared.table.load().entry(host) {
+                    return Some(entry.clone());
+                }
+                self.subscribe(&Name::Host(host.clone())).ok()?;
+                // The sender lives in `self`.
+                let _ = revision.changed().await;
+            }
+        };
+        tokio::time::timeout(self.shared.lookup_deadline, answer).await.ok().flatten()
+    }
+
     /// The route to a destination. One that nobody has asked for yet is subscribed, and its answer awaited.
     pub(crate) async fn route(&self, destination: &Destination) -> Result<Arc<Route>, Refusal> {
         if let Some(known) = self.known(destination) {
@@ -116,7 +143,7 @@ impl Router {
 
     async fn look_up(&self, destination: &Destination) -> Result<Arc<Route>, Refusal> {
         if let Name::Address(address) = destination.name
-            && !may_be_vip(address)
+            && !self.may_be_vip(address)
         {
             return Err(Refusal::NotInClusterset(address.to_string()));
         }

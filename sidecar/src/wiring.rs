@@ -13,16 +13,16 @@ use federation_api::client::discovery::{Discovery, WatchOptions};
 use federation_api::discovery::v1::ProxyKind;
 use mesh_runtime::{Process, ReadinessGuard};
 use mesh_tls::{ClientAuth, Identity, TrustStore};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, Semaphore};
 use tracing::info;
 
-use crate::admin;
 use crate::config::Config;
 use crate::identity::{Issuing, Pins};
 use crate::inbound::application::Application;
 use crate::inbound::{Inbound, Serving};
 use crate::metrics::Metrics;
+use crate::names::Names;
 use crate::outbound::Outbound;
 use crate::routing::plan::{ALPN_HTTP, ALPN_TCP, Place, Planner};
 use crate::routing::state::State;
@@ -31,6 +31,7 @@ use crate::session::dial::Dialer;
 use crate::session::resolver::Resolver;
 use crate::tasks::Tasks;
 use crate::workload_api::{self, Socket, Standing, WorkloadApi};
+use crate::{admin, capture};
 
 /// After the drain has begun: time for every session's task to notice and to hold it.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -79,6 +80,8 @@ impl Sidecar {
         create_private(&config.state_directory)?;
         let outbound = bind("listeners.outbound", &config.listeners.outbound).await?;
         let inbound = bind("listeners.inbound", &config.listeners.inbound).await?;
+        let names = NameSockets::bind(&config.listeners.dns).await?;
+        left_alone(&config)?;
         let socket = match &config.workload_api {
             Some(api) => Some(Socket::bind(&api.socket).await.context("workloadApi.socket")?),
             None => None,
@@ -92,6 +95,7 @@ impl Sidecar {
         };
         parts.serve_outbound(outbound);
         parts.serve_inbound(inbound);
+        parts.serve_names(names)?;
         if let Some(socket) = socket {
             parts.serve_workload_api(socket)?;
         }
@@ -205,6 +209,21 @@ impl Parts {
         Ok(())
     }
 
+    fn serve_names(&self, sockets: NameSockets) -> anyhow::Result<()> {
+        if sockets.tcp.is_empty() {
+            return Ok(());
+        }
+        let resolvers = capture::system_resolvers().map_err(|error| anyhow::anyhow!("/etc/resolv.conf: {error}"))?;
+        let names = Names::new(self.router.clone(), &resolvers, self.tasks.clone());
+        for socket in sockets.udp {
+            self.tasks.spawn(Arc::clone(&names).serve_udp(socket));
+        }
+        for listener in sockets.tcp {
+            self.tasks.spawn(Arc::clone(&names).serve_tcp(listener));
+        }
+        Ok(())
+    }
+
     fn keep_up(&self) {
         self.tasks.spawn(upkeep::probe(self.router.clone(), self.dialer.clone(), Arc::clone(&self.ejected)));
         self.tasks.spawn(upkeep::tidy(self.router.clone()));
@@ -274,6 +293,35 @@ impl Parts {
         }));
         Ok(())
     }
+}
+
+/// Where captured queries arrive.
+struct NameSockets {
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+}
+
+impl NameSockets {
+    async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Self> {
+        let tcp = bind("listeners.dns", addresses).await?;
+        let mut udp = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let socket = UdpSocket::bind(address).await.with_context(|| format!("listeners.dns: {address} (UDP)"))?;
+            udp.push(socket);
+        }
+        Ok(Self { udp, tcp })
+    }
+}
+
+/// With capture, this process's own connections must not come back to it.
+fn left_alone(config: &Config) -> anyhow::Result<()> {
+    let Some(capture) = &config.capture else { return Ok(()) };
+    let user = rustix::process::getuid().as_raw();
+    anyhow::ensure!(
+        capture.excluded_users.contains(&user),
+        "capture.excludedUsers: this process runs as user {user}, who is not among them, so it would capture itself"
+    );
+    Ok(())
 }
 
 /// A directory that its owner alone can read: it holds a key.

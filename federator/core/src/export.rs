@@ -62,6 +62,16 @@ impl Port {
     /// undeclared ports are opaque.
     #[must_use]
     pub fn application_protocol(&self) -> ApplicationProtocol {
+        self.declared_protocol().unwrap_or(ApplicationProtocol::Tcp)
+    }
+
+    /// Whether `appProtocol` or the port's name says what the bytes are.
+    #[must_use]
+    pub fn declares_protocol(&self) -> bool {
+        self.declared_protocol().is_some()
+    }
+
+    fn declared_protocol(&self) -> Option<ApplicationProtocol> {
         let of = |text: &str| match text {
             "http" | "http1" | "kubernetes.io/ws" => Some(ApplicationProtocol::Http1),
             "http2" | "grpc" | "h2c" | "kubernetes.io/h2c" => Some(ApplicationProtocol::Http2),
@@ -71,7 +81,7 @@ impl Port {
             _ => None,
         };
         let prefix = self.name.split('-').next().unwrap_or_default();
-        of(&self.app_protocol.to_ascii_lowercase()).or_else(|| of(prefix)).unwrap_or(ApplicationProtocol::Tcp)
+        of(&self.app_protocol.to_ascii_lowercase()).or_else(|| of(prefix))
     }
 }
 

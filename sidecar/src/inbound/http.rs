@@ -131,7 +131,8 @@ impl Session {
         if request.method() == Method::CONNECT {
             return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "a mesh session is no proxy".to_owned()));
         }
-        let http2 = self.binding.port.application_protocol() == ApplicationProtocol::Http2;
+        let http2 = self.binding.port.application_protocol() == ApplicationProtocol::Http2
+            || !self.binding.port.declares_protocol() && request.headers().contains_key(headers::HTTP2);
         let request = self.for_application(request, authority, http2, span);
         let port = self.binding.target_port;
         let result = if http2 {

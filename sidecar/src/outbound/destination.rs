@@ -36,18 +36,6 @@ pub(crate) struct Destination {
     pub(crate) port: u16,
 }
 
-/// Where clusters allocate the addresses of services unless they are told otherwise, of IPv4's reserved class E; of IPv6 all unique
-/// local addresses (RFC 4193) may be theirs.
-const VIPS_FIRST_OCTET: u8 = 241;
-
-/// Whether an address may be a service's. Nobody needs to be asked about others.
-pub(crate) fn may_be_vip(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.octets()[0] == VIPS_FIRST_OCTET,
-        IpAddr::V6(address) => address.is_unique_local(),
-    }
-}
-
 /// The port that an authority names, if any; an empty one is none (RFC 3986, section 3.2.3).
 pub(crate) fn port_of(authority: &Authority) -> Result<Option<u16>, Refusal> {
     let text = authority.as_str();

@@ -93,6 +93,9 @@ impl<'a> Forwarding<'a> {
         let (mut parts, body) = request.into_parts();
         let traced = parts.headers.get(headers::TRACE).is_some_and(|value| value == "1");
         headers::clean_outbound_request(&mut parts.headers);
+        if route.is_undeclared() && parts.version == http::Version::HTTP_2 {
+            parts.headers.insert(headers::HTTP2, HeaderValue::from_static("1"));
+        }
         trace::inject(&trace::context_of(span), &mut parts.headers);
         parts.headers.remove(HOST);
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -119,7 +122,7 @@ impl<'a> Forwarding<'a> {
 
     /// Why the request cannot be sent at all.
     fn unfit(&self) -> Option<Refusal> {
-        if self.route.protocol == ApplicationProtocol::Tcp {
+        if self.route.protocol == ApplicationProtocol::Tcp && !self.route.is_undeclared() {
             // The other side would refuse the session, and that would look like a failing endpoint.
             return Some(Refusal::NotHttp { service: self.route.host.to_string(), port: self.route.port });
         }

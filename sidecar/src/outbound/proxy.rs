@@ -59,9 +59,24 @@ pub(crate) async fn serve_tunnel<S>(outbound: &Arc<Outbound>, route: &Arc<Route>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    serve_route(outbound, route, stream, authority_in_tunnel).await;
+}
+
+/// Serves HTTP on a captured connection, whose original destination is the route's service.
+pub(crate) async fn serve_captured(outbound: &Arc<Outbound>, route: &Arc<Route>, stream: TcpStream) {
+    serve_route(outbound, route, stream, authority_captured).await;
+}
+
+/// The authority that goes with a request, from the one that it asks for.
+type Authorise = fn(&Route, Option<&str>) -> Result<Authority, Refusal>;
+
+async fn serve_route<S>(outbound: &Arc<Outbound>, route: &Arc<Route>, stream: S, authorise: Authorise)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(|request| {
         let (outbound, route) = (Arc::clone(outbound), Arc::clone(route));
-        async move { Ok::<_, Infallible>(tunnelled(&outbound, &route, request).await) }
+        async move { Ok::<_, Infallible>(to_route(&outbound, &route, request, authorise).await) }
     });
     let builder = builder();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
@@ -135,16 +150,36 @@ async fn absolute(outbound: &Outbound, request: Request<Incoming>) -> Result<Res
     Ok(forward(outbound, &route, authority, request).await)
 }
 
-/// A request inside a tunnel: its authority must be the tunnel's service.
-async fn tunnelled(outbound: &Outbound, route: &Arc<Route>, request: Request<Incoming>) -> Response<ResponseBody> {
+/// A request on a connection that leads to one route.
+async fn to_route(
+    outbound: &Outbound,
+    route: &Arc<Route>,
+    request: Request<Incoming>,
+    authorise: Authorise,
+) -> Response<ResponseBody> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let asked = request.uri().authority().map(Authority::as_str).or(host);
-    match authority_in_tunnel(route, asked) {
+    match authorise(route, asked) {
         Ok(authority) => forward(outbound, route, authority, request).await,
         Err(refusal) => refuse(outbound, &refusal, request.headers()),
     }
 }
 
+/// The address decided where a captured connection goes. Another service's name there is a mistake worth telling of; a name
+/// from outside of the clusterset (an ingress's, an alias) is the application's own affair.
+fn authority_captured(route: &Route, asked: Option<&str>) -> Result<Authority, Refusal> {
+    match authority_in_tunnel(route, asked) {
+        Err(Refusal::Misdirected { .. }) if !asked.is_some_and(names_clusterset) => Ok(route.authority().clone()),
+        result => result,
+    }
+}
+
+fn names_clusterset(asked: &str) -> bool {
+    let host = asked.rsplit_once(':').map_or(asked, |(host, _)| host);
+    host.parse::<federation::ServiceHost>().is_ok()
+}
+
+/// A request inside a tunnel: its authority must be the tunnel's service.
 fn authority_in_tunnel(route: &Route, asked: Option<&str>) -> Result<Authority, Refusal> {
     let Some(asked) = asked else { return Ok(route.authority().clone()) };
     let misdirected =

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use balance::Outcome;
 use relay::{RelayOptions, Relayed, Side};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::metrics::{Answered, Direction};
 use crate::outbound::Outbound;
@@ -69,6 +69,11 @@ impl Tunnel {
             return Ok(());
         }
         self.stream.write_all(bytes).await
+    }
+
+    /// Takes what the server says before the application has said anything.
+    pub(crate) async fn read_first(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        self.stream.read(bytes).await
     }
 
     /// Copies until both sides have ended. `true` if the application's side must be reset.

@@ -298,11 +298,7 @@ mod tests {
         for member in members {
             let id = member.id.id();
             let address = GatewayAddress::Host("out-1.example".to_owned());
-            assert!(
-                matches!(&id.via, Via::Gateway { address: at, port: 15444, .. } if *at == address),
-                "{:?}",
-                id.via
-            );
+            assert!(matches!(&id.via, Via::Gateway { address: at, port: 15444, .. } if *at == address), "{:?}", id.via);
             assert!(id.server_name.starts_with("outbound_.80_.c-west.e-"), "{}", id.server_name);
         }
     }

@@ -28,6 +28,8 @@ pub(crate) struct Route {
     authority: Authority,
     /// What its bytes are.
     pub(crate) protocol: ApplicationProtocol,
+    /// Nobody has declared it.
+    undeclared: bool,
     /// Requests with one hash go to one member, for services whose clients are sticky.
     affinity: Option<u64>,
     balancing: Mutex<Balancing>,
@@ -49,6 +51,7 @@ pub(crate) struct RouteParts {
     pub(crate) host: ServiceHost,
     pub(crate) port: u16,
     pub(crate) protocol: ApplicationProtocol,
+    pub(crate) undeclared: bool,
     pub(crate) affinity: Option<u64>,
     pub(crate) ejected: Arc<Notify>,
     pub(crate) metrics: Metrics,
@@ -72,6 +75,7 @@ impl Route {
             host: parts.host,
             port: parts.port,
             protocol: parts.protocol,
+            undeclared: parts.undeclared,
             affinity: parts.affinity,
             balancing: Mutex::new(Balancing {
                 balancer: Balancer::new(Settings::default(), seed),
@@ -89,8 +93,13 @@ impl Route {
     }
 
     /// Whether the same route would be made of these parts: what clients see of it.
-    pub(crate) fn matches(&self, protocol: ApplicationProtocol, affinity: Option<u64>) -> bool {
-        self.protocol == protocol && self.affinity == affinity
+    pub(crate) fn matches(&self, protocol: ApplicationProtocol, undeclared: bool, affinity: Option<u64>) -> bool {
+        self.protocol == protocol && self.undeclared == undeclared && self.affinity == affinity
+    }
+
+    /// Whether nobody has declared what the port speaks: opaque, unless a client is seen to speak HTTP.
+    pub(crate) fn is_undeclared(&self) -> bool {
+        self.undeclared
     }
 
     /// Replaces the ways to the service. `plan` is given the paths there are and returns those to use.

@@ -14,6 +14,7 @@ use federation_api::deny_list::verify_deny_list;
 use federation_api::discovery::v1 as wire;
 use federation_api::discovery::v1::resource::Resource as Kind;
 use federation_api::signing::PublicKey;
+use ipnet::IpNet;
 use mesh_tls::{DenyList, TrustStore};
 use rustls::pki_types::CertificateDer;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
@@ -146,7 +147,10 @@ impl State {
                 self.serve(|serving| serving.workload = workload);
                 Ok(())
             }
-            Some(Kind::Mesh(mesh)) => self.mesh(mesh),
+            Some(Kind::Mesh(mesh)) => {
+                table.ranges = Some(clusterset_ranges(mesh)?);
+                self.mesh(mesh)
+            }
             // Gateways' resources, and those of a later version.
             Some(Kind::Route(_) | Kind::Remote(_)) | None => Ok(()),
         }
@@ -182,7 +186,8 @@ impl State {
     fn mesh(&mut self, wire: &wire::Mesh) -> Result<(), String> {
         let cluster = wire.cluster.parse().map_err(|error| format!("cluster: {error}"))?;
         let egress = wire.egress_gateways.iter().cloned().map(Gateway::try_from);
-        let egress: Vec<Gateway> = egress.collect::<Result<_, _>>().map_err(|error| format!("egress_gateways: {error}"))?;
+        let egress: Vec<Gateway> =
+            egress.collect::<Result<_, _>>().map_err(|error| format!("egress_gateways: {error}"))?;
         if let Some(signed) = &wire.deny_list {
             let federation: FederationDomain =
                 wire.federation.parse().map_err(|error| format!("federation: {error}"))?;
@@ -220,10 +225,10 @@ impl State {
             .ports
             .iter()
             .filter_map(|port| {
-                let protocol = port.application_protocol();
+                let (protocol, undeclared) = (port.application_protocol(), !port.declares_protocol());
                 let route = known
                     .and_then(|known| known.routes.iter().find(|route| route.port == port.port))
-                    .filter(|route| route.matches(protocol, affinity))
+                    .filter(|route| route.matches(protocol, undeclared, affinity))
                     .cloned();
                 let route = match route {
                     Some(route) => route,
@@ -231,6 +236,7 @@ impl State {
                         host: service.host.clone(),
                         port: port.port,
                         protocol,
+                        undeclared,
                         affinity,
                         ejected: Arc::clone(&self.ejected),
                         metrics: self.metrics.clone(),
@@ -251,6 +257,13 @@ impl State {
             }
         }
     }
+}
+
+fn clusterset_ranges(mesh: &wire::Mesh) -> Result<Arc<[IpNet]>, String> {
+    mesh.clusterset_ranges
+        .iter()
+        .map(|range| range.parse().map_err(|error| format!("clusterset_ranges: {range:?}: {error}")))
+        .collect()
 }
 
 fn deny(trust: &TrustStore, denied: DenyList) {

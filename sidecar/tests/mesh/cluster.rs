@@ -55,7 +55,12 @@ pub(crate) struct TestPort {
 
 pub(crate) const HTTP: TestPort = TestPort { port: 80, app_protocol: "http" };
 pub(crate) const GRPC: TestPort = TestPort { port: 50051, app_protocol: "grpc" };
-pub(crate) const RAW: TestPort = TestPort { port: 6379, app_protocol: "" };
+pub(crate) const RAW: TestPort = TestPort { port: 6379, app_protocol: "tcp" };
+
+/// Of unknown protocol: the first bytes decide.
+pub(crate) const UNDECLARED: TestPort = TestPort { port: 9000, app_protocol: "" };
+/// Another one.
+pub(crate) const UNDECLARED_TOO: TestPort = TestPort { port: 9001, app_protocol: "" };
 
 impl TestPort {
     fn wire(self) -> Port {
@@ -87,6 +92,7 @@ impl Cluster {
             federation: FEDERATION.to_owned(),
             trust_domain: cluster.state().trust_domain().to_string(),
             federation_applied_at_ms: 1_000,
+            clusterset_ranges: vec!["241.0.0.0/8".to_owned(), "fd00:241::/64".to_owned()],
             ..Mesh::default()
         };
         cluster.state().set("mesh", Kind::Mesh(mesh));
@@ -128,9 +134,11 @@ impl Cluster {
             listeners: Listeners {
                 outbound: vec![SocketAddr::new(LOOPBACK, 0)],
                 inbound: vec![SocketAddr::new(LOOPBACK, 0)],
+                dns: vec![],
             },
             state_directory: self.state_directory(pod),
             workload_api: None,
+            capture: None,
             outbound: OutboundConfig::default(),
             inbound: InboundConfig::default(),
         }
@@ -229,7 +237,7 @@ impl Cluster {
             namespace: "shop".to_owned(),
             name: "cart".to_owned(),
             host: host("cart"),
-            vips: vec!["241.0.0.7".to_owned()],
+            vips: vec!["241.0.0.7".to_owned(), "fd00:241::7".to_owned()],
             ports: ports.iter().map(|port| port.wire()).collect(),
             r#type: ServiceType::ClusterSetIp.into(),
             clusters,

@@ -3,6 +3,7 @@
 
 mod applications;
 mod calls;
+mod capture;
 mod client;
 mod cluster;
 mod control_plane;
@@ -11,4 +12,5 @@ mod gateway;
 mod hostile;
 mod identity;
 mod inbound;
+mod namespace;
 mod tunnels;

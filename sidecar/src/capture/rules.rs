@@ -1,0 +1,120 @@
+//! The rules, as text for `nft -f`.
+
+use std::fmt::{Display, Write};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::capture::Wanted;
+
+/// Family and name of the table.
+pub(super) const TABLE: &str = "inet isthmus";
+
+/// Removes the table, which need not be there: adding one that exists changes nothing.
+pub(super) const REMOVE: &str = "add table inet isthmus\ndelete table inet isthmus\n";
+
+/// The whole table, in place of the one that is there.
+pub(super) fn install(wanted: &Wanted<'_>) -> String {
+    let config = wanted.config;
+    let (ipv4, ipv6) = by_family(&config.ranges);
+    let (excluded_ipv4, excluded_ipv6) = by_family(&config.excluded_ranges);
+    let mut spare = String::new();
+    rule(&mut spare, "meta skuid", &config.excluded_users, "return");
+    rule(&mut spare, "ip daddr", &excluded_ipv4, "return");
+    rule(&mut spare, "ip6 daddr", &excluded_ipv6, "return");
+    rule(&mut spare, "meta l4proto { tcp, udp } th dport", &config.excluded_ports, "return");
+    let mut redirect = String::new();
+    if let Some(port) = wanted.dns_port {
+        let to = format!("redirect to :{port}");
+        let (resolvers4, resolvers6): (Vec<IpAddr>, Vec<IpAddr>) =
+            wanted.resolvers.iter().partition(|address| address.is_ipv4());
+        for protocol in ["udp", "tcp"] {
+            rule(&mut redirect, &format!("{protocol} dport 53 ip daddr"), &resolvers4, &to);
+            rule(&mut redirect, &format!("{protocol} dport 53 ip6 daddr"), &resolvers6, &to);
+        }
+    }
+    let to = format!("redirect to :{}", wanted.outbound_port);
+    rule(&mut redirect, "meta l4proto tcp ip daddr", &ipv4, &to);
+    rule(&mut redirect, "meta l4proto tcp ip6 daddr", &ipv6, &to);
+    let mut refuse = String::new();
+    rule(&mut refuse, "meta l4proto != tcp ip daddr", &ipv4, "reject with icmpx type port-unreachable");
+    rule(&mut refuse, "meta l4proto != tcp ip6 daddr", &ipv6, "reject with icmpx type port-unreachable");
+    format!(
+        "{REMOVE}table {TABLE} {{\n\
+         \tchain capture {{\n\t\ttype nat hook output priority -100; policy accept;\n{spare}{redirect}\t}}\n\
+         \tchain refuse {{\n\t\ttype filter hook output priority 0; policy accept;\n{spare}{refuse}\t}}\n\
+         }}\n"
+    )
+}
+
+/// One rule with a set of values; none without values.
+fn rule(chain: &mut String, matching: &str, values: &[impl Display], action: &str) {
+    if values.is_empty() {
+        return;
+    }
+    let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+    // Writing to a string does not fail.
+    let _ = writeln!(chain, "\t\t{matching} {{ {} }} {action}", values.join(", "));
+}
+
+/// Ranges of each family, those within others left out: a set's intervals may not overlap.
+fn by_family(ranges: &[IpNet]) -> (Vec<IpNet>, Vec<IpNet>) {
+    IpNet::aggregate(&ranges.to_vec()).into_iter().partition(|range| matches!(range, IpNet::V4(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::config::CaptureConfig;
+
+    #[test]
+    fn the_table_names_what_is_captured_and_what_is_left_alone() {
+        let config = CaptureConfig {
+            ranges: vec![
+                "241.0.0.0/8".parse().unwrap(),
+                "fd00:241::/64".parse().unwrap(),
+                "241.7.0.0/16".parse().unwrap(),
+            ],
+            excluded_ranges: vec!["241.9.0.0/16".parse().unwrap()],
+            excluded_ports: vec![22, 9090],
+            excluded_users: vec![1337],
+        };
+        let resolvers = vec!["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
+        let text = install(&Wanted { config: &config, outbound_port: 15001, dns_port: Some(15053), resolvers });
+        let expected = "add table inet isthmus
+delete table inet isthmus
+table inet isthmus {
+\tchain capture {
+\t\ttype nat hook output priority -100; policy accept;
+\t\tmeta skuid { 1337 } return
+\t\tip daddr { 241.9.0.0/16 } return
+\t\tmeta l4proto { tcp, udp } th dport { 22, 9090 } return
+\t\tudp dport 53 ip daddr { 10.0.0.53 } redirect to :15053
+\t\tudp dport 53 ip6 daddr { fd00::53 } redirect to :15053
+\t\ttcp dport 53 ip daddr { 10.0.0.53 } redirect to :15053
+\t\ttcp dport 53 ip6 daddr { fd00::53 } redirect to :15053
+\t\tmeta l4proto tcp ip daddr { 241.0.0.0/8 } redirect to :15001
+\t\tmeta l4proto tcp ip6 daddr { fd00:241::/64 } redirect to :15001
+\t}
+\tchain refuse {
+\t\ttype filter hook output priority 0; policy accept;
+\t\tmeta skuid { 1337 } return
+\t\tip daddr { 241.9.0.0/16 } return
+\t\tmeta l4proto { tcp, udp } th dport { 22, 9090 } return
+\t\tmeta l4proto != tcp ip daddr { 241.0.0.0/8 } reject with icmpx type port-unreachable
+\t\tmeta l4proto != tcp ip6 daddr { fd00:241::/64 } reject with icmpx type port-unreachable
+\t}
+}
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_is_not_asked_for() {
+        let config = CaptureConfig::default();
+        let text = install(&Wanted { config: &config, outbound_port: 15001, dns_port: None, resolvers: vec![] });
+        assert!(!text.contains("ip6") && !text.contains("dport") && !text.contains("{  }"), "{text}");
+    }
+}
