@@ -71,7 +71,16 @@ pub enum StoreError {
     /// The store was closed, or stopped after a failure it reported before.
     #[error("the store is closed")]
     Closed,
-    /// The backend cannot answer now. A commit may have been applied all the same: read before trying again.
+    /// No answer came to a commit, nor to the attempts at reading back what became of it: it may have been applied, or
+    /// may be applied yet.
+    #[error("whether the transaction was applied is not known")]
+    OutcomeUnknown(#[source] Source),
+    /// The backend's quota is used up: etcd refuses to put until somebody compacts, defragments and disarms its alarm.
+    /// Nothing of this transaction was applied, unless it was too large to be told apart (see
+    /// [`Store::commit`](crate::Store::commit)).
+    #[error("the store has no space left")]
+    NoSpace(#[source] Source),
+    /// The backend cannot answer now; nothing was applied.
     #[error("the store is unavailable")]
     Unavailable(#[source] Source),
     /// The backend failed in a way that trying again will not mend. A commit may have been applied all the same.

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `members/<cluster>`, `departures/<cluster>`, `bundles/<trust domain>`, `quarantine`, `tokens/<hash>` | trust-bundle |
 //! | `audit/<number>`, `audit-head`, `watchers/<replica>/<watch>` (lease), `authority/…` | trust-bundle |
-//! | `exports/<namespace>/<service>/<cluster>`, `gateways/<cluster>`, `alive/<cluster>` | federator |
+//! | `exports/<namespace>/<service>/<cluster>`, `slices/…`, `gateways/<cluster>`, `heads/<cluster>`, `epochs/<cluster>`, `alive/<cluster>`, `collected` | federator |
 //!
 //! The parts are DNS names and hashes, so no part can hold a `/`; the functions take parsed names and do not check again.
 
@@ -18,6 +18,8 @@ pub const SLICES: &str = "slices/";
 pub const HEADS: &str = "heads/";
 /// Before every `epochs/<cluster>`.
 pub const EPOCHS: &str = "epochs/";
+/// The key of the revision up to which the federator has deleted records that nobody needs any more.
+pub const COLLECTED: &str = "collected";
 /// Before every `gateways/<cluster>`.
 pub const GATEWAYS: &str = "gateways/";
 /// Before every `alive/<cluster>`.

@@ -1,4 +1,5 @@
-//! A revisioned key-value store: one trait, and the embedded backend that a federation without etcd runs on.
+//! A revisioned key-value store: one trait, etcd behind it in production, and an embedded backend for a federation
+//! without etcd.
 //!
 //! ```text
 //!            commit(expect…, operations…)                     watch(prefix, after)
@@ -28,6 +29,29 @@
 //!   callers never see it.
 //! - Revisions are comparable within one [`Incarnation`] only: a restore from a backup starts another one.
 //!
+//! [`EtcdStore`] stands on three or more etcd members; what it does when they fail is told there. Its tests run on real
+//! members that are killed, paused, cut off and filled up (`lab`, a feature of this crate).
+//!
+//! # Operating etcd
+//!
+//! - **Rights.** Each program has a prefix of its own, for example `/isthmus/federator/`, and a user named by the common
+//!   name of its certificate (`--client-cert-auth`, `etcdctl auth enable`):
+//!   `etcdctl role grant-permission federator --prefix=true readwrite /isthmus/federator/`. The trailing `/` matters: a
+//!   prefix is a string prefix. Neither program needs, or should have, a right on the other's keys.
+//! - **History.** Let etcd compact: `--auto-compaction-mode=periodic --auto-compaction-retention=1h`. A replica or a
+//!   session that was away for longer reads everything once, and takes the difference. Defragment members one at a time.
+//! - **Space.** `--quota-backend-bytes` at most 8 GiB. When it is used up, puts fail with [`StoreError::NoSpace`] until
+//!   `etcdctl compact`, `defrag` and `alarm disarm`; what is there stays readable, and traffic does not depend on it.
+//! - **Backup.** `etcdctl snapshot save FILE` at one member: it holds both programs' keys at one revision.
+//! - **Restore.** Stop all members, then for each of them
+//!   `etcdctl snapshot restore FILE --data-dir NEW --name … --initial-cluster … --initial-advertise-peer-urls …
+//!   --initial-cluster-token NEW-TOKEN`, and start them on the new directories. The new token makes the restored history
+//!   a new [`Incarnation`]: programs that were running end and start again, sessions get one snapshot and take the
+//!   difference, and clusters publish again what the backup is too old to know. No export rolls back, since each
+//!   cluster's records carry its own sequence, and whoever has seen a later one ignores the earlier.
+//! - **Watch.** `…_store_watch_heard_timestamp_seconds` (older than 5 s: the replica follows nothing), `…_store_failures`
+//!   by request and kind (`no_space`, `refused` need an operator), `…_store_request_duration_seconds`.
+//!
 //! [`follow`] keeps a copy of a prefix over all of this. [`layout`] builds the federation's keys; what the values hold
 //! is not this crate's concern.
 
@@ -37,13 +61,17 @@ pub mod layout;
 mod embedded;
 mod entry;
 mod error;
+mod etcd;
 mod follow;
+#[cfg(feature = "lab")]
+pub mod lab;
 mod store;
 mod transaction;
 
 pub use embedded::{Activity, EmbeddedOptions, EmbeddedStore, OpenError};
 pub use entry::{Change, Entry, Incarnation, LeaseId, Revision, WatchBatch};
 pub use error::{Source, StoreError, WatchError};
+pub use etcd::{EtcdConfig, EtcdStore};
 pub use follow::{FollowError, Followed, follow};
 pub use store::{Page, RangePage, Snapshot, Store, WatchStream};
 pub use transaction::{

@@ -39,8 +39,10 @@ pub trait Store: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// A broken limit (see [`Transaction::check`]), [`StoreError::LeaseNotFound`] when a put names a lease that is gone
-    /// (nothing is applied), besides those of [`Store::get`], after which the outcome is unknown.
+    /// A broken limit (see [`Transaction::check`]), [`StoreError::LeaseNotFound`] when a put names a lease that is gone,
+    /// [`StoreError::Unavailable`] and [`StoreError::NoSpace`]: nothing was applied. After [`StoreError::OutcomeUnknown`],
+    /// [`StoreError::Storage`] and [`StoreError::Closed`], and after `NoSpace` to a transaction of all the operations or
+    /// bytes that are possible, it may have been.
     fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Committed, StoreError>> + Send;
 
     /// Reports every revision later than `after` that changes a key starting with `prefix`, once, in order, whole. A
