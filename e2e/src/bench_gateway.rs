@@ -3,7 +3,8 @@
 //! ```text
 //!   load ──► proxy under test, one worker ──► backend
 //!    │             │ its own process clock       │
-//!    └── a genuine ClientHello, then one command and cheap bytes: the proxy is the bottleneck
+//!    └── raw: a genuine ClientHello, then one command and cheap bytes: the proxy is the bottleneck
+//!        or mutual TLS, end to end
 //! ```
 //!
 //! The proxies are visited in turn, each started afresh; every second round goes backwards. What is compared is the proxy's CPU
@@ -17,6 +18,7 @@ mod load;
 mod measure;
 mod peers;
 mod report;
+mod tls;
 
 use std::{
     io::Write,
@@ -25,11 +27,12 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use measure::Sizes;
-use peers::Peer;
+use measure::{Figures, Sizes};
+use peers::{Peer, Setting};
 
 /// The server name that leads to the backend.
 pub(crate) const SERVER_NAME: &str = "outbound_.8080_._.bench.shop.svc.clusterset.local";
@@ -50,9 +53,12 @@ struct Arguments {
     /// The gateway's program; by default the one beside this program.
     #[arg(long)]
     gateway: Option<PathBuf>,
-    /// Where the table and the plot go.
+    /// Where the table, the plot and the figures go.
     #[arg(long, default_value = "target/bench-gateway")]
     output: PathBuf,
+    /// A file whose table, after a line `<!-- bench-gateway -->`, is replaced by the one of this run.
+    #[arg(long)]
+    readme: Option<PathBuf>,
     /// Exit with 1 when a goal is missed.
     #[arg(long, env = "STRICT", value_parser = clap::builder::FalseyValueParser::new(), default_value = "0", action = clap::ArgAction::Set)]
     strict: bool,
@@ -60,8 +66,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
-    /// Answers commands behind the proxies.
-    Backend { listen: SocketAddr },
+    /// Answers commands behind the proxies; its keys are in the directory.
+    Backend { listen: SocketAddr, keys: PathBuf },
     /// A relay that splices everything to one target.
     BareSplice { listen: SocketAddr, target: SocketAddr },
     /// A relay that copies everything to one target.
@@ -75,7 +81,10 @@ enum Role {
 pub fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     match arguments.role {
-        Some(Role::Backend { listen }) => threads()?.block_on(backend::serve(listen))?,
+        Some(Role::Backend { listen, keys }) => {
+            let tls = tls::acceptor(&keys)?;
+            threads()?.block_on(backend::serve(listen, tls))?;
+        }
         Some(Role::BareSplice { listen, target }) => one_thread()?.block_on(bare::splice_all(listen, target))?,
         Some(Role::BareTokio { listen, target }) => one_thread()?.block_on(bare::copy_all(listen, target))?,
         None => return bench(&arguments),
@@ -97,10 +106,19 @@ fn own_address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::new(127, 250, high, low), port))
 }
 
+/// What a visit has shown. One that fails is made once more: the machine may have been busy with something else.
+fn visited(runtime: &Runtime, setting: &Setting, peer: Peer, sizes: &Sizes) -> anyhow::Result<Figures> {
+    let visit = || runtime.block_on(measure::visit(setting, peer, sizes));
+    visit().or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "{}: once more, since {error:#}", peer.name());
+        visit().with_context(|| format!("visiting {}", peer.name()))
+    })
+}
+
 fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut screen = std::io::stdout();
     let directory = tempfile::Builder::new().prefix("isthmus-bench-gateway-").tempdir()?;
-    let setting = peers::Setting::prepare(directory.path(), arguments.gateway.clone(), own_address(1), own_address(2))?;
+    let setting = Setting::prepare(directory.path(), arguments.gateway.clone(), own_address(1), own_address(2))?;
     let sizes = if arguments.quick { Sizes::QUICK } else { Sizes::FULL };
     let runtime = threads()?;
     let _backend = setting.start_backend()?;
@@ -117,7 +135,7 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     for round in 0..arguments.rounds {
         let order: Vec<Peer> = if round % 2 == 0 { peers.clone() } else { peers.iter().rev().copied().collect() };
         for peer in order {
-            let figures = runtime.block_on(measure::visit(&setting, peer, &sizes))?;
+            let figures = visited(&runtime, &setting, peer, &sizes)?;
             writeln!(screen, "round {} {}", round + 1, figures.line(peer))?;
             report.add(peer, figures);
         }
@@ -125,6 +143,10 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&arguments.output)?;
     std::fs::write(arguments.output.join("gateway.md"), report.table())?;
     std::fs::write(arguments.output.join("gateway.svg"), report.plot())?;
+    std::fs::write(arguments.output.join("gateway.json"), report.json()?)?;
+    if let Some(readme) = &arguments.readme {
+        report.write_into(readme)?;
+    }
     writeln!(screen, "\n{}", report.table())?;
     let goals = report.goals();
     for goal in &goals {

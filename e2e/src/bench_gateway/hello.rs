@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
+use tokio_rustls::TlsConnector;
 
 use super::SERVER_NAME;
 
@@ -60,5 +61,14 @@ pub(super) fn opening(hello: &[u8], command: Command) -> Vec<u8> {
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) address: SocketAddr,
-    pub(super) hello: Arc<[u8]>,
+    pub(super) opening: Opening,
+}
+
+/// How a connection begins.
+#[derive(Clone)]
+pub(super) enum Opening {
+    /// A hello that nobody answers.
+    Raw(Arc<[u8]>),
+    /// A handshake.
+    Tls(TlsConnector),
 }

@@ -2,36 +2,55 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 
-use super::hello::{Command, Target, opening};
+use super::{
+    SERVER_NAME,
+    hello::{Command, Opening, Target, opening},
+};
 
 /// The length of a small message, and of its answer.
 const MESSAGE: usize = 64;
 /// No answer takes longer, unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A connection to the backend, raw or TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// A connection on which the command is given.
-pub(super) async fn open(target: &Target, command: Command) -> io::Result<TcpStream> {
+pub(super) async fn open(target: &Target, command: Command) -> io::Result<Box<dyn Stream>> {
     let mut stream = TcpStream::connect(target.address).await?;
     stream.set_nodelay(true)?;
-    stream.write_all(&opening(&target.hello, command)).await?;
-    Ok(stream)
+    match &target.opening {
+        Opening::Raw(hello) => {
+            stream.write_all(&opening(hello, command)).await?;
+            Ok(Box::new(stream))
+        }
+        Opening::Tls(connector) => {
+            let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
+            let mut stream = connector.connect(name, stream).await?;
+            stream.write_all(&command.encode()).await?;
+            Ok(Box::new(stream))
+        }
+    }
 }
 
 /// An echo connection that has answered once.
-pub(super) async fn open_echo(target: &Target) -> io::Result<TcpStream> {
+pub(super) async fn open_echo(target: &Target) -> io::Result<Box<dyn Stream>> {
     let mut stream = open(target, Command::Echo).await?;
     exchange(&mut stream).await?;
     Ok(stream)
 }
 
-pub(super) async fn exchange(stream: &mut TcpStream) -> io::Result<()> {
+pub(super) async fn exchange(stream: &mut Box<dyn Stream>) -> io::Result<()> {
     let mut answer = [0; MESSAGE];
     stream.write_all(&[7; MESSAGE]).await?;
     timeout(PATIENCE, stream.read_exact(&mut answer)).await??;
@@ -78,7 +97,7 @@ pub(super) async fn connections(target: &Target, at_a_time: usize, duration: Dur
 }
 
 /// Exchanges one after the other on each of the connections; how many there were.
-pub(super) async fn saturate(streams: &mut Vec<TcpStream>, duration: Duration) -> anyhow::Result<u64> {
+pub(super) async fn saturate(streams: &mut Vec<Box<dyn Stream>>, duration: Duration) -> anyhow::Result<u64> {
     let until = Instant::now() + duration;
     let mut tasks = JoinSet::new();
     for mut stream in streams.drain(..) {
@@ -101,7 +120,7 @@ pub(super) async fn saturate(streams: &mut Vec<TcpStream>, duration: Duration) -
 
 /// Exchanges at a fixed rate over all the connections, each at its time whatever became of the one before; the latencies, sorted.
 pub(super) async fn at_rate(
-    streams: &mut Vec<TcpStream>,
+    streams: &mut Vec<Box<dyn Stream>>,
     rate: u32,
     duration: Duration,
 ) -> anyhow::Result<Arc<[Duration]>> {

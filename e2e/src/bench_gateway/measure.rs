@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
     clock::Processes,
     hello::Target,
-    load,
+    load::{self, Stream},
     peers::{Peer, Setting},
 };
 
@@ -15,6 +15,7 @@ use super::{
 pub(super) struct Sizes {
     bulk_connections: usize,
     bulk_bytes_each: u64,
+    tls_bulk_connections: usize,
     phase: Duration,
     rate: u32,
     idle: usize,
@@ -33,6 +34,7 @@ impl Sizes {
     pub(super) const FULL: Self = Self {
         bulk_connections: 4,
         bulk_bytes_each: 1 << 29,
+        tls_bulk_connections: 2,
         phase: Duration::from_secs(3),
         rate: 2000,
         idle: 5000,
@@ -41,6 +43,7 @@ impl Sizes {
     pub(super) const QUICK: Self = Self {
         bulk_connections: 4,
         bulk_bytes_each: 1 << 28,
+        tls_bulk_connections: 2,
         phase: Duration::from_secs(1),
         rate: 2000,
         idle: 1000,
@@ -57,6 +60,11 @@ pub(super) struct Figures {
     /// CPU-microseconds per connection, and connections per second.
     pub(super) connection_cpu: f64,
     pub(super) connection_rate: f64,
+    /// The same with mutual TLS end to end.
+    pub(super) tls_bulk_cpu: f64,
+    pub(super) tls_bulk_rate: f64,
+    pub(super) tls_connection_cpu: f64,
+    pub(super) tls_connection_rate: f64,
     /// CPU-microseconds per message, and messages per second, as fast as it goes.
     pub(super) saturated_cpu: f64,
     pub(super) saturated_rate: f64,
@@ -72,7 +80,7 @@ pub(super) struct Figures {
 /// Puts one proxy under all loads.
 pub(super) async fn visit(setting: &Setting, peer: Peer, sizes: &Sizes) -> anyhow::Result<Figures> {
     let running = setting.start(peer)?;
-    let target = setting.target(peer);
+    let (target, tls) = (setting.target(peer), setting.tls_target(peer));
     // Once through everything, so that nothing is measured that happens once.
     load::connections(&target, CONCURRENCY, sizes.phase / 8).await?;
     let processes = running.as_ref().map_or_else(|| Processes::of(u32::MAX), |running| Processes::of(running.id()));
@@ -82,34 +90,33 @@ pub(super) async fn visit(setting: &Setting, peer: Peer, sizes: &Sizes) -> anyho
     let idle_connections = if peer == Peer::BareSplice { sizes.idle.min(BARE_SPLICE_IDLE) } else { sizes.idle };
     idle(&target, &processes, idle_connections, sizes.idle_time, &mut figures).await?;
     load::bulk(&target, sizes.bulk_connections, sizes.bulk_bytes_each / 16).await?;
-    bulk(&target, &processes, sizes, &mut figures).await?;
-    connections(&target, &processes, sizes, &mut figures).await?;
+    (figures.bulk_cpu, figures.bulk_rate) =
+        bulk(&target, &processes, sizes.bulk_connections, sizes.bulk_bytes_each).await?;
+    (figures.connection_cpu, figures.connection_rate) = connections(&target, &processes, sizes.phase).await?;
+    (figures.tls_bulk_cpu, figures.tls_bulk_rate) =
+        bulk(&tls, &processes, sizes.tls_bulk_connections, sizes.bulk_bytes_each).await?;
+    (figures.tls_connection_cpu, figures.tls_connection_rate) = connections(&tls, &processes, sizes.phase).await?;
     messages(&target, &processes, sizes, &mut figures).await?;
     Ok(figures)
 }
 
+/// CPU-seconds per GB and GB per second.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-async fn bulk(target: &Target, processes: &Processes, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
+async fn bulk(target: &Target, processes: &Processes, connections: usize, bytes: u64) -> anyhow::Result<(f64, f64)> {
     let (cpu, began) = (processes.cpu(), Instant::now());
-    load::bulk(target, sizes.bulk_connections, sizes.bulk_bytes_each).await?;
-    let gigabytes = (sizes.bulk_bytes_each * sizes.bulk_connections as u64) as f64 / 1e9;
-    figures.bulk_rate = gigabytes / began.elapsed().as_secs_f64();
-    figures.bulk_cpu = (processes.cpu() - cpu).as_secs_f64() / gigabytes;
-    Ok(())
+    load::bulk(target, connections, bytes).await?;
+    let gigabytes = (bytes * connections as u64) as f64 / 1e9;
+    let rate = gigabytes / began.elapsed().as_secs_f64();
+    Ok(((processes.cpu() - cpu).as_secs_f64() / gigabytes, rate))
 }
 
+/// CPU-microseconds per connection and connections per second.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-async fn connections(
-    target: &Target,
-    processes: &Processes,
-    sizes: &Sizes,
-    figures: &mut Figures,
-) -> anyhow::Result<()> {
+async fn connections(target: &Target, processes: &Processes, phase: Duration) -> anyhow::Result<(f64, f64)> {
     let (cpu, began) = (processes.cpu(), Instant::now());
-    let count = load::connections(target, CONCURRENCY, sizes.phase).await? as f64;
-    figures.connection_rate = count / began.elapsed().as_secs_f64();
-    figures.connection_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e6 / count;
-    Ok(())
+    let count = load::connections(target, CONCURRENCY, phase).await? as f64;
+    let rate = count / began.elapsed().as_secs_f64();
+    Ok(((processes.cpu() - cpu).as_secs_f64() * 1e6 / count, rate))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
@@ -140,7 +147,7 @@ async fn idle(
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let before = processes.anonymous();
-    let mut streams: Vec<TcpStream> = Vec::with_capacity(connections);
+    let mut streams: Vec<Box<dyn Stream>> = Vec::with_capacity(connections);
     while streams.len() < connections {
         let mut opening = JoinSet::new();
         for _ in 0..OPENING {

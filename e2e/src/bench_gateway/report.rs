@@ -1,6 +1,8 @@
 //! Medians, the table, the plot, the goals.
 
-use std::{collections::BTreeMap, fmt, fmt::Write};
+use std::{collections::BTreeMap, fmt, fmt::Write, path::Path};
+
+use anyhow::Context;
 
 use super::{measure::Figures, peers::Peer};
 
@@ -35,11 +37,15 @@ impl fmt::Display for Goal {
 }
 
 /// Heading, figure, and digits after the point.
-const COLUMNS: [(&str, Figure, usize); 11] = [
+const COLUMNS: [(&str, Figure, usize); 15] = [
     ("bulk CPU s/GB", |figures| figures.bulk_cpu, 3),
     ("GB/s", |figures| figures.bulk_rate, 2),
     ("CPU µs/connection", |figures| figures.connection_cpu, 1),
     ("connections/s", |figures| figures.connection_rate, 0),
+    ("TLS bulk CPU s/GB", |figures| figures.tls_bulk_cpu, 3),
+    ("GB/s", |figures| figures.tls_bulk_rate, 2),
+    ("TLS CPU µs/connection", |figures| figures.tls_connection_cpu, 1),
+    ("connections/s", |figures| figures.tls_connection_rate, 0),
     ("CPU µs/message, saturated", |figures| figures.saturated_cpu, 2),
     ("messages/s", |figures| figures.saturated_rate, 0),
     ("CPU µs/message at 2,000/s", |figures| figures.paced_cpu, 1),
@@ -102,7 +108,8 @@ impl Report {
         vec![
             goal("bulk_cpu_vs_haproxy_splice", self.ratio(Peer::HaproxySplice, |figures| figures.bulk_cpu), 1.0),
             goal("bulk_cpu_vs_bare_splice", self.ratio(Peer::BareSplice, |figures| figures.bulk_cpu), 1.15),
-            goal("connection_cpu_vs_best", self.against_best(|figures| figures.connection_cpu), 0.95),
+            goal("connection_cpu_vs_nginx", self.ratio(Peer::Nginx, |figures| figures.connection_cpu), 0.95),
+            goal("tls_connection_cpu_vs_nginx", self.ratio(Peer::Nginx, |figures| figures.tls_connection_cpu), 0.95),
             goal("message_cpu_saturated_vs_best", self.against_best(|figures| figures.saturated_cpu), 0.95),
             goal("message_cpu_at_2000_vs_best", self.against_best(|figures| figures.paced_cpu), 0.95),
             goal("message_added_p50_vs_best", self.added_against_best(|figures| figures.paced_p50), 1.0),
@@ -131,12 +138,39 @@ impl Report {
         table + "\n"
     }
 
+    /// All figures of all rounds by peer, and the goals.
+    pub(super) fn json(&self) -> serde_json::Result<String> {
+        let rounds = |figures: &Vec<Figures>| -> Vec<serde_json::Value> {
+            figures.iter().map(|figures| COLUMNS.iter().map(|(_, figure, _)| figure(figures)).collect()).collect()
+        };
+        let peers: serde_json::Map<_, _> =
+            self.0.iter().map(|(peer, figures)| (peer.name().to_owned(), rounds(figures).into())).collect();
+        let goals: Vec<_> = self
+            .goals()
+            .iter()
+            .map(|goal| serde_json::json!({ "name": goal.name, "value": goal.value, "limit": goal.limit, "met": goal.met() }))
+            .collect();
+        let columns = COLUMNS.map(|(name, ..)| name);
+        serde_json::to_string_pretty(&serde_json::json!({ "columns": columns, "rounds": peers, "goals": goals }))
+    }
+
+    /// Puts the table in the place of the one that follows the marker.
+    pub(super) fn write_into(&self, path: &Path) -> anyhow::Result<()> {
+        const MARKER: &str = "<!-- bench-gateway -->\n";
+        let text = std::fs::read_to_string(path)?;
+        let (before, rest) = text.split_once(MARKER).with_context(|| format!("{} has no {MARKER}", path.display()))?;
+        let after = rest.find("\n\n").map_or("", |end| &rest[end..]);
+        let table = self.table();
+        Ok(std::fs::write(path, format!("{before}{MARKER}{}{after}", table.trim_end()))?)
+    }
+
     /// Bars of what each costs, in SVG.
     pub(super) fn plot(&self) -> String {
-        let panels: [(&str, Figure); 4] = [
+        let panels: [(&str, Figure); 5] = [
             ("bulk: CPU-seconds per GB", |figures| figures.bulk_cpu),
             ("new connection: CPU µs", |figures| figures.connection_cpu),
             ("small message, saturated: CPU µs", |figures| figures.saturated_cpu),
+            ("small message at 2,000/s: CPU µs", |figures| figures.paced_cpu),
             ("idle connection: KiB", |figures| figures.idle_memory),
         ];
         let peers: Vec<Peer> = self.0.keys().copied().filter(|peer| *peer != Peer::Direct).collect();
