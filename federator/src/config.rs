@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use federation_store::StoreConfig;
 use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
 
@@ -20,8 +21,9 @@ pub struct Config {
     pub service_directory: PathBuf,
     /// Where the last good trust state is kept.
     pub state_directory: PathBuf,
-    /// The embedded store's file.
-    pub store: PathBuf,
+    /// Where the state is kept: `embedded: {file}`, or `etcd: {endpoints, caFile, certificateFile, keyFile, prefix}`, which
+    /// replicas share.
+    pub store: StoreConfig,
     /// This replica's name, for logs and status.
     #[serde(default = "default_replica")]
     pub replica: String,
@@ -72,7 +74,7 @@ impl Configuration for Config {
     }
 
     fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
+        let mut problems = self.store.problems();
         if self.heartbeat_interval < Duration::from_millis(100) {
             problems.push("heartbeatInterval: must be at least 100ms".to_owned());
         }

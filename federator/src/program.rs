@@ -11,7 +11,6 @@ use federation::FederationDomain;
 use federation_api::client::trust::renew;
 use federation_api::federation::v1::federation_server::FederationServer;
 use federation_api::signing::PublicKey;
-use federation_store::EmbeddedStore;
 use mesh_runtime::{Process, write_atomically};
 use mesh_tls::rpc::{self, AcceptLimits, ChannelOptions};
 use mesh_tls::{ClientAuth, ExpectedPeer, Identity, TrustStore, client_config, pem, server_config};
@@ -62,7 +61,8 @@ struct Plane {
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let first_state = process.readiness().require("the store's records");
     let plane = Plane::read(&config.service_directory)?;
-    let store = EmbeddedStore::open(&config.store).await?;
+    let store = config.store.clone().open().await?;
+    process.register(|registry| store.register_metrics(registry));
     let cache = Cache::load(&store).await?;
     let liveness = Liveness::new();
     let nobody = Members::new(plane.root, plane.file.federation.clone());

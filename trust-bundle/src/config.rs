@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use federation_store::StoreConfig;
 use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
 
@@ -18,8 +19,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The folder `service` that [`crate::init`] wrote: the federation's authority and the membership root's public half.
     pub service_directory: PathBuf,
-    /// The embedded store's file.
-    pub store: PathBuf,
+    /// Where the state is kept: `embedded: {file}`, or `etcd: {endpoints, caFile, certificateFile, keyFile, prefix}`, which
+    /// replicas share.
+    pub store: StoreConfig,
     /// How long the certificates of the federation plane live; they are renewed at half of it.
     #[serde(default = "default_certificate_lifetime", with = "mesh_runtime::duration")]
     pub certificate_lifetime: Duration,
@@ -42,7 +44,7 @@ impl Configuration for Config {
     }
 
     fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
+        let mut problems = self.store.problems();
         if self.certificate_lifetime < Duration::from_secs(60) {
             problems.push("certificateLifetime: must be at least 60s".to_owned());
         }

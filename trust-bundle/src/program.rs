@@ -9,7 +9,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use federation_api::signing::PublicKey;
 use federation_api::trust::v1::trust_server::TrustServer;
-use federation_store::{EmbeddedStore, Store};
+use federation_store::Store;
 use mesh_runtime::{Process, ReadinessGuard};
 use mesh_tls::rpc::{self, AcceptLimits};
 use mesh_tls::{ClientAuth, Identity, TrustStore, server_config};
@@ -38,7 +38,8 @@ const RENEW_RETRY: Duration = Duration::from_secs(30);
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let first_state = process.readiness().require("the store's state");
     let plane = Plane::read(&config.service_directory)?;
-    let store = EmbeddedStore::open(&config.store).await?;
+    let store = config.store.clone().open().await?;
+    process.register(|registry| store.register_metrics(registry));
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {}", config.listen))?;
     let limits = AcceptLimits { handshakes: config.pending_handshakes, ..AcceptLimits::default() };
     let settings = Settings { certificate_lifetime: config.certificate_lifetime, limits };

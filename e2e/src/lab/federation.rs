@@ -37,7 +37,7 @@ impl Federation {
             )
         };
         let trust_config = format!(
-            "{}serviceDirectory: {}\nstore: {}\n",
+            "{}serviceDirectory: {}\nstore: {{embedded: {{file: {}}}}}\n",
             common(trust),
             keys.join("service").display(),
             home.join("trust.redb").display(),
@@ -45,7 +45,7 @@ impl Federation {
         let state = home.join("federator-state");
         std::fs::create_dir_all(&state)?;
         let exports_config = format!(
-            "{}serviceDirectory: {}\nstateDirectory: {}\nstore: {}\nheartbeatInterval: 1s\n",
+            "{}serviceDirectory: {}\nstateDirectory: {}\nstore: {{embedded: {{file: {}}}}}\nheartbeatInterval: 1s\n",
             common(exports),
             keys.join("federator").display(),
             state.display(),

@@ -1,22 +1,4 @@
 //! The store on etcd.
-//!
-//! ```text
-//!  get, range, grant …  ──► one member ──no answer──► the next member …   until the deadline
-//!  commit               ──► the same, with a mark that makes a lost answer readable
-//!  keep_alive           ──► one task, one stream for all leases
-//!  watch                ──► one stream at one member, opened again elsewhere when it breaks or falls silent
-//! ```
-//!
-//! - **No answer is not a no.** A commit whose answer got lost is repeated under a mark that lets it be applied once, and
-//!   read back; when even that stays unanswered, it is [`StoreError::OutcomeUnknown`].
-//! - **A watch goes on** after a broken connection, a dead, paused or cut-off member, without its reader noticing but for
-//!   the delay. It ends with [`WatchError`](crate::WatchError) only when the history is compacted or another one, or the
-//!   store is refused.
-//! - **An incarnation** is the number that `<prefix>incarnation` holds, mixed with the id of etcd's cluster, so that a
-//!   snapshot restored with another `--initial-cluster-token` begins a new one (and so does deleting that key). A store
-//!   that was open while etcd was restored notices by its cluster id, its incarnation or a revision that went back, and
-//!   fails for good: its program starts again.
-//! - **Space.** A quota that is used up is [`StoreError::NoSpace`]: reading, deleting and keeping leases alive go on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +37,25 @@ const PAGE_ENTRIES: usize = 1000;
 /// The largest answer to a range. A page whose entries are larger is asked for again with fewer.
 const ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
-/// The store on etcd; see the [module](self).
+/// The store on etcd.
+///
+/// ```text
+///  get, range, grant …  ──► one member ──no answer──► the next member …   until the deadline
+///  commit               ──► the same, with a mark that makes a lost answer readable
+///  keep_alive           ──► one task, one stream for all leases
+///  watch                ──► one stream at one member, opened again elsewhere when it breaks or falls silent
+/// ```
+///
+/// - **No answer is not a no.** A commit whose answer got lost is repeated under a mark that lets it be applied once, and
+///   read back; when even that stays unanswered, it is [`StoreError::OutcomeUnknown`].
+/// - **A watch goes on** after a broken connection, a dead, paused or cut-off member, without its reader noticing but for
+///   the delay. It ends with [`WatchError`](crate::WatchError) only when the history is compacted or another one, or the
+///   store is refused.
+/// - **An incarnation** is the number that `<prefix>incarnation` holds, mixed with the id of etcd's cluster, so that a
+///   snapshot restored with another `--initial-cluster-token` begins a new one (and so does deleting that key). A store
+///   that was open while etcd was restored notices by its cluster id, its incarnation or a revision that went back, and
+///   fails for good: its program starts again.
+/// - **Space.** A quota that is used up is [`StoreError::NoSpace`]: reading, deleting and keeping leases alive go on.
 #[derive(Debug, Clone)]
 pub struct EtcdStore {
     inner: Arc<Inner>,

@@ -58,6 +58,7 @@
 pub mod contract;
 pub mod layout;
 
+mod any;
 mod embedded;
 mod entry;
 mod error;
@@ -68,6 +69,7 @@ pub mod lab;
 mod store;
 mod transaction;
 
+pub use any::{AnyStore, EmbeddedConfig, OpenStoreError, StoreConfig};
 pub use embedded::{Activity, EmbeddedOptions, EmbeddedStore, OpenError};
 pub use entry::{Change, Entry, Incarnation, LeaseId, Revision, WatchBatch};
 pub use error::{Source, StoreError, WatchError};
