@@ -10,6 +10,8 @@ use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
 use spiffe_identity::{Pace, TrustDomain};
 
+use crate::kubernetes::KubernetesConfig;
+
 /// Everything a control-plane is told.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -23,10 +25,15 @@ pub struct Config {
     pub federation: FederationDomain,
     /// Keys, membership, and the last good state of everything: survives restarts, is this program's alone.
     pub state_directory: PathBuf,
+    /// The cluster's API server; either this or the two directories.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesConfig>,
     /// Kubernetes manifests, watched for changes. `export` writes ServiceExports here.
-    pub manifests_directory: PathBuf,
+    #[serde(default)]
+    pub manifests_directory: Option<PathBuf>,
     /// Where ServiceImports and the status of ServiceExports are written.
-    pub imports_directory: PathBuf,
+    #[serde(default)]
+    pub imports_directory: Option<PathBuf>,
     /// The operator's socket: HTTP and JSON over a Unix socket.
     pub admin_socket: PathBuf,
     /// For the cluster's proxies.
@@ -153,7 +160,31 @@ impl Default for ProbeConfig {
     }
 }
 
+/// Where the cluster's own objects are, and where what follows from them is written.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// An API server.
+    Kubernetes(&'a KubernetesConfig),
+    /// Directories of manifests.
+    Directories {
+        /// Read.
+        manifests: &'a Path,
+        /// Written.
+        imports: &'a Path,
+    },
+}
+
 impl Config {
+    /// Where the cluster's own objects are; `None` where the configuration has problems.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin<'_>> {
+        match (&self.kubernetes, &self.manifests_directory, &self.imports_directory) {
+            (Some(kubernetes), None, None) => Some(Origin::Kubernetes(kubernetes)),
+            (None, Some(manifests), Some(imports)) => Some(Origin::Directories { manifests, imports }),
+            _ => None,
+        }
+    }
+
     /// The cluster's trust domain as text.
     #[must_use]
     pub fn trust_domain_name(&self) -> String {
@@ -193,18 +224,15 @@ impl Configuration for Config {
         );
         check(self.rotation.refresh_hint.as_millis() < 1000, "rotation.refreshHint: at least 1s");
         check(self.rescan_interval < Duration::from_millis(100), "rescanInterval: at least 100ms");
-        check(
-            within(&self.imports_directory, &self.manifests_directory),
-            "importsDirectory: must not lie within manifestsDirectory",
-        );
-        check(
-            within(&self.manifests_directory, &self.imports_directory),
-            "manifestsDirectory: must not lie within importsDirectory",
-        );
-        check(
-            within(&self.state_directory, &self.manifests_directory),
-            "stateDirectory: must not lie within manifestsDirectory",
-        );
+        let Some(origin) = self.origin() else {
+            check(true, "kubernetes: either this, or both manifestsDirectory and importsDirectory");
+            return problems;
+        };
+        if let Origin::Directories { manifests, imports } = origin {
+            check(within(imports, manifests), "importsDirectory: must not lie within manifestsDirectory");
+            check(within(manifests, imports), "manifestsDirectory: must not lie within importsDirectory");
+            check(within(&self.state_directory, manifests), "stateDirectory: must not lie within manifestsDirectory");
+        }
         problems
     }
 }
@@ -227,6 +255,20 @@ mod tests {
         let config: Config = serde_saphyr::from_str(SMALLEST).unwrap();
         assert_eq!(config.problems(), Vec::<String>::new());
         assert_eq!(config.trust_domain_name(), "east.mesh.example");
+    }
+
+    #[test]
+    fn objects_come_from_an_api_server_or_from_both_directories() {
+        let with = |part: &str| -> Config {
+            serde_saphyr::from_str(&SMALLEST.replace("manifestsDirectory: /m\nimportsDirectory: /i\n", part)).unwrap()
+        };
+        let kubernetes = with("kubernetes: {}\n");
+        assert_eq!(kubernetes.problems(), Vec::<String>::new());
+        assert!(matches!(kubernetes.origin(), Some(Origin::Kubernetes(it)) if it.namespace == "isthmus-system"));
+        for part in ["", "manifestsDirectory: /m\n", "kubernetes: {}\nimportsDirectory: /i\n"] {
+            let problems = with(part).problems();
+            assert!(matches!(problems.as_slice(), [one] if one.starts_with("kubernetes: either")), "{problems:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::conditions::Transitions;
 use crate::snapshot::Snapshot;
 use manifests::{HEADER, export_manifest, import_manifest, read_conditions};
 
+pub(crate) use manifests::import_spec;
+
 /// For whoever consumes the imports.
 const FILE_MODE: u32 = 0o644;
 

@@ -4,6 +4,7 @@
 //! over the Kubernetes API or from files, is nobody else's matter.
 
 mod files;
+mod kubernetes;
 
 use std::future::Future;
 
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::reconciler::Input;
 
 pub use files::FileSource;
+pub use kubernetes::KubernetesSource;
 
 /// A source of the cluster's own objects.
 pub trait Source: Send + 'static {

@@ -19,11 +19,11 @@ use crate::state::{StateDirectory, StateError};
 /// The state file of the key.
 const FILE: &str = "service-account-tokens.key";
 /// What tokens are for.
-const AUDIENCE: &str = "isthmus";
+pub(crate) const AUDIENCE: &str = "isthmus";
 /// Clocks of one host: hardly any leeway.
 const LEEWAY_SECONDS: u64 = 5;
 /// The longest token that is looked at.
-const MAX_TOKEN_BYTES: usize = 16 * 1024;
+pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// The longest life of a token.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 

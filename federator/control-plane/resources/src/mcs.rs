@@ -30,7 +30,7 @@ pub const SERVED_VERSION: &str = "v1alpha1";
     shortname = "svcex",
     shortname = "svcexport",
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Conflict", type_ = "string", json_path = ".status.conditions[?(@.type==\"Conflict\")].status"),
+    printcolumn = r#"{"name":"Conflict", "type":"string", "jsonPath":".status.conditions[?(@.type==\"Conflict\")].status"}"#,
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", from = "Option<ServiceExportFields>")]

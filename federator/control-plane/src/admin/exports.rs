@@ -14,6 +14,7 @@ use mesh_runtime::write_atomically;
 use tokio::time::timeout;
 
 use super::{Admin, Refusal};
+use crate::config::Origin;
 use crate::snapshot::Snapshot;
 
 /// How long a Service that was just written may take to be read, and an export to be seen.
@@ -24,6 +25,7 @@ const FILE_MODE: u32 = 0o644;
 /// Exports a service. Returns the file, and whether it is new.
 pub(super) async fn add(admin: &Admin, namespace: &str, name: &str) -> Result<(PathBuf, bool), Refusal> {
     let id = parse(namespace, name)?;
+    let file = file(admin, &id)?;
     let there = |snapshot: &Snapshot| snapshot.local.get(&id).is_some_and(|local| local.service.is_some());
     let exported = |snapshot: &Snapshot| snapshot.exports.contains_key(&id);
     if !seen(admin, there).await {
@@ -36,7 +38,6 @@ pub(super) async fn add(admin: &Admin, namespace: &str, name: &str) -> Result<(P
         let why = format!("{id} is an ExternalName Service, which cannot be exported");
         return Err(Refusal::new(StatusCode::CONFLICT, why));
     }
-    let file = file(admin, &id);
     if exported(&admin.snapshots.borrow()) {
         return Ok((file, false));
     }
@@ -59,7 +60,8 @@ pub(super) async fn add(admin: &Admin, namespace: &str, name: &str) -> Result<(P
 /// Withdraws an export that was written here.
 pub(super) async fn remove(admin: &Admin, namespace: &str, name: &str) -> Result<(), Refusal> {
     let id = parse(namespace, name)?;
-    let file = file(admin, &id);
+    let file = file(admin, &id)?;
+    let directory = file.parent().map(Path::to_owned).unwrap_or_default();
     let removed = blocking(move || match std::fs::remove_file(file) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -73,7 +75,7 @@ pub(super) async fn remove(admin: &Admin, namespace: &str, name: &str) -> Result
         }
     }
     if admin.snapshots.borrow().exports.contains_key(&id) {
-        let directory = admin.config.manifests_directory.display();
+        let directory = directory.display();
         let why = format!("the ServiceExport {id} stands in a manifest in {directory}: remove it there");
         return Err(Refusal::new(StatusCode::CONFLICT, why));
     }
@@ -87,9 +89,21 @@ fn parse(namespace: &str, name: &str) -> Result<ServiceId, Refusal> {
     ServiceId::parse_parts(namespace, name).map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error))
 }
 
-/// Namespaces and names have no dots, so no two services share a file.
-fn file(admin: &Admin, id: &ServiceId) -> PathBuf {
-    Path::new(&admin.config.manifests_directory).join(format!("{}.{}.serviceexport.yaml", id.namespace, id.name))
+/// Namespaces and names have no dots, so no two services share a file. In a Kubernetes cluster the operator's own rights
+/// count, not the control-plane's: it has none to write ServiceExports.
+fn file(admin: &Admin, id: &ServiceId) -> Result<PathBuf, Refusal> {
+    match admin.config.origin() {
+        Some(Origin::Directories { manifests, .. }) => {
+            Ok(manifests.join(format!("{}.{}.serviceexport.yaml", id.namespace, id.name)))
+        }
+        _ => {
+            let why = format!(
+                "this cluster's exports are objects of its API: kubectl -n {} create or delete the ServiceExport {}",
+                id.namespace, id.name
+            );
+            Err(Refusal::new(StatusCode::CONFLICT, why))
+        }
+    }
 }
 
 async fn seen(admin: &Admin, condition: impl Fn(&Snapshot) -> bool) -> bool {

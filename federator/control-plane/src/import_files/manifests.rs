@@ -7,8 +7,8 @@ use federation::export::IpFamily;
 use federation::merge::Import;
 use federation::{ServiceId, ServiceType};
 use federation_resources::mcs::{
-    ClientIpConfig, ImportCluster, ImportPort, ImportType, ServiceExport, ServiceExportSpec, ServiceExportStatus,
-    ServiceImport, ServiceImportSpec, ServiceImportStatus, SessionAffinityConfig,
+    ClientIpConfig, EndpointSliceObjects, ImportCluster, ImportPort, ImportType, ServiceExport, ServiceExportSpec,
+    ServiceExportStatus, ServiceImport, ServiceImportSpec, ServiceImportStatus, SessionAffinityConfig,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as KubernetesCondition, Time};
@@ -27,7 +27,7 @@ pub(super) fn import_manifest(
     now: SystemTime,
 ) -> io::Result<String> {
     let import = &view.import;
-    let mut manifest = ServiceImport::new(import.service.name.as_str(), spec(import, view));
+    let mut manifest = ServiceImport::new(import.service.name.as_str(), import_spec(import, view));
     manifest.metadata.namespace = Some(import.service.namespace.to_string());
     manifest.metadata.labels = Some(import.labels.clone()).filter(|labels| !labels.is_empty());
     manifest.metadata.annotations = Some(import.annotations.clone()).filter(|annotations| !annotations.is_empty());
@@ -35,12 +35,13 @@ pub(super) fn import_manifest(
     manifest.status = Some(ServiceImportStatus {
         clusters: import.clusters.iter().map(|cluster| ImportCluster { cluster: cluster.to_string() }).collect(),
         conditions: vec![condition(&ready, transitions, object, now)],
-        endpoint_slice_objects: None,
+        endpoint_slice_objects: Some(EndpointSliceObjects::Absent),
     });
     text(&manifest)
 }
 
-fn spec(import: &Import, view: &ServiceView) -> ServiceImportSpec {
+/// What an import says, whoever writes it.
+pub(crate) fn import_spec(import: &Import, view: &ServiceView) -> ServiceImportSpec {
     let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     let ports = import.ports.iter().map(|port| ImportPort {
         name: port.port.name.clone(),
