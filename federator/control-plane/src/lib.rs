@@ -24,6 +24,7 @@ pub mod config;
 pub mod discovery;
 pub mod driver;
 pub mod import_files;
+pub mod kubernetes;
 pub mod local;
 pub mod membership;
 pub mod metrics;

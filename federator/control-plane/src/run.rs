@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
 use federation_api::discovery::v1::discovery_server::DiscoveryServer;
-use mesh_runtime::Process;
+use mesh_runtime::{DrainWatcher, Process};
 use mesh_tls::rpc::{self, AcceptLimits};
 use mesh_tls::{ClientAuth, Identity, TrustStore, server_config};
 use spiffe_identity::{Bundle, DEFAULT_REFRESH_HINT, TrustDomain};
@@ -17,10 +17,11 @@ use tracing::info;
 
 use crate::admin::{self, Admin, AdminSocket};
 use crate::authority::{self, OwnAuthority};
-use crate::config::Config;
+use crate::config::{Config, Origin};
 use crate::discovery::DiscoveryService;
 use crate::driver::{Driver, INPUTS};
 use crate::import_files::{self, ImportFiles};
+use crate::kubernetes::{Election, Reviewer, Term, Writer, connect};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::names::NameSockets;
@@ -29,7 +30,7 @@ use crate::probe::{Measurements, Prober};
 use crate::proxies::Proxies;
 use crate::reconciler::{Facts, Input, Now, Reconciler, Restored};
 use crate::snapshot::Snapshot;
-use crate::source::{FileSource, Source as _};
+use crate::source::{FileSource, KubernetesSource, Source as _};
 use crate::state::StateDirectory;
 use crate::tokens::TokenKey;
 use crate::vips::VipAllocator;
@@ -42,7 +43,7 @@ struct Parts {
     tokens: Arc<TokenKey>,
     membership: Option<Membership>,
     restored: Restored,
-    imports: ImportFiles,
+    imports: Option<ImportFiles>,
     listener: TcpListener,
     names: NameSockets,
     socket: AdminSocket,
@@ -56,22 +57,47 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let started = process.readiness().require("the cluster's own services");
     let joined = process.readiness().require("join");
     let synced = process.readiness().require("the federation's first full state");
+    let drain = process.drain();
+    let mut term = match &config.kubernetes {
+        None => None,
+        Some(kubernetes) => {
+            let election = Election::new(connect(kubernetes).await?, &kubernetes.namespace);
+            tokio::select! {
+                () = drain.signaled() => return Ok(()),
+                term = election.win() => Some(term),
+            }
+        }
+    };
     let parts = Box::pin(open(config)).await?;
     let mut tasks = JoinSet::new();
-    let snapshots = start(parts, &process, &mut tasks)?;
+    let snapshots = start(parts, term.as_ref(), &process, &mut tasks)?;
     tasks.spawn(become_ready(snapshots, started, joined, synced));
-    let drain = process.drain();
+    let outcome = until_the_end(&mut tasks, term.as_mut(), drain).await;
+    tasks.shutdown().await;
+    if let Some(term) = term {
+        term.release().await;
+    }
+    outcome
+}
+
+/// Waits for the drain, for a part that fails, or for the Lease to be lost.
+async fn until_the_end(tasks: &mut Tasks, term: Option<&mut Term>, drain: DrainWatcher) -> anyhow::Result<()> {
+    let mut lost = std::pin::pin!(async {
+        match term {
+            Some(term) => term.hold().await,
+            None => std::future::pending().await,
+        }
+    });
     loop {
         tokio::select! {
             // First: what ends because of the drain is no failure.
             biased;
-            () = drain.signaled() => break,
+            () = drain.signaled() => return Ok(()),
+            lost = &mut lost => return Err(lost.into()),
             // Readiness, and servers that drained, end by themselves.
             Some(ended) = tasks.join_next() => ended.context("a part of the program failed")??,
         }
     }
-    tasks.shutdown().await;
-    Ok(())
 }
 
 async fn open(config: Config) -> anyhow::Result<Parts> {
@@ -85,8 +111,12 @@ async fn open(config: Config) -> anyhow::Result<Parts> {
         let trust_domain: TrustDomain = config.trust_domain_name().parse()?;
         let authority = authority::open(&config, &trust_domain, SystemTime::now())?;
         authority::write_pins(&authority, &state)?;
-        let imports = ImportFiles::open(&config.imports_directory)
-            .with_context(|| format!("importsDirectory: {}", config.imports_directory.display()))?;
+        let imports = match config.origin() {
+            Some(Origin::Directories { imports, .. }) => {
+                Some(ImportFiles::open(imports).with_context(|| format!("importsDirectory: {}", imports.display()))?)
+            }
+            _ => None,
+        };
         Ok::<_, anyhow::Error>(Parts {
             tokens: Arc::new(TokenKey::open_or_create(&state, trust_domain.as_str())?),
             membership: Membership::load(&state, &config.federation)?,
@@ -106,7 +136,12 @@ async fn open(config: Config) -> anyhow::Result<Parts> {
 type Tasks = JoinSet<anyhow::Result<()>>;
 
 /// Starts every task; they end with the set.
-fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<watch::Receiver<Arc<Snapshot>>> {
+fn start(
+    parts: Parts,
+    term: Option<&Term>,
+    process: &Process,
+    tasks: &mut Tasks,
+) -> anyhow::Result<watch::Receiver<Arc<Snapshot>>> {
     let Parts { config, state, authority, tokens, membership, restored, imports, listener, names, socket } = parts;
     let bundle = own_bundle(&config, &authority, &restored);
     let trust = TrustStore::new();
@@ -138,10 +173,8 @@ fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<w
     let driver = Driver { reconciler, inputs: received, state, trust: trust.clone(), snapshots: sender, plane: handle };
     spawn(tasks, "the reconciler", driver.run());
     spawn(tasks, "the plane", plane.run(joins, membership));
-    let source = FileSource::new(config.manifests_directory.clone(), config.rescan_interval);
-    spawn(tasks, "the source", source.run(inputs.clone()));
+    let reviewer = follow_objects(&config, term, imports, &inputs, &snapshots, tasks);
     spawn(tasks, "the gateways", tell_gateways(proxies.clone(), config.egress_restricted, inputs.clone()));
-    spawn(tasks, "import files", import_files::follow(imports, snapshots.clone()));
 
     let measurements = Measurements::default();
     let prober = Prober {
@@ -176,8 +209,13 @@ fn start(parts: Parts, process: &Process, tasks: &mut Tasks) -> anyhow::Result<w
     let serving = socket.serve(admin::router(admin), async move { drain.signaled().await });
     tasks.spawn(async move { serving.await.context("adminSocket") });
 
-    let service =
-        DiscoveryService::new(authority, TokenAttestor(tokens), config.svid_lifetime, snapshots.clone(), proxies);
+    let service = DiscoveryService::new(
+        authority,
+        TokenAttestor { own: tokens, reviewer },
+        config.svid_lifetime,
+        snapshots.clone(),
+        proxies,
+    );
     serve_discovery(listener, service, &identity, &trust, tasks);
     Ok(snapshots)
 }
@@ -215,12 +253,44 @@ fn serve_discovery(
     tasks.spawn(async move { server.await.context("discovery") });
 }
 
-/// The token key, shared with the admin socket.
-struct TokenAttestor(Arc<TokenKey>);
+/// Starts whatever reads the cluster's own objects and writes what follows from them. Returns who checks the tokens of an
+/// API server.
+fn follow_objects(
+    config: &Config,
+    term: Option<&Term>,
+    imports: Option<ImportFiles>,
+    inputs: &mpsc::Sender<Input>,
+    snapshots: &watch::Receiver<Arc<Snapshot>>,
+    tasks: &mut Tasks,
+) -> Option<Reviewer> {
+    if let Some(imports) = imports {
+        spawn(tasks, "import files", import_files::follow(imports, snapshots.clone()));
+    }
+    if let Some(Origin::Directories { manifests, .. }) = config.origin() {
+        let source = FileSource::new(manifests.to_owned(), config.rescan_interval);
+        spawn(tasks, "the source", source.run(inputs.clone()));
+    }
+    let term = term?;
+    let source = KubernetesSource::new(term.client());
+    spawn(tasks, "the source", source.run(inputs.clone()));
+    let (cluster, federation) = (config.cluster.clone(), config.federation.clone());
+    let writer = Writer::new(term.client(), term.replica(), snapshots.clone(), cluster, federation);
+    spawn(tasks, "the writer", writer.run());
+    Some(Reviewer::new(term.client()))
+}
+
+/// The own token key, shared with the admin socket; in a Kubernetes cluster also its API server.
+struct TokenAttestor {
+    own: Arc<TokenKey>,
+    reviewer: Option<Reviewer>,
+}
 
 impl svid_issuer::Attestor for TokenAttestor {
     async fn attest(&self, token: &str) -> Result<svid_issuer::Workload, svid_issuer::AttestError> {
-        self.0.check(token)
+        match (self.own.check(token), &self.reviewer) {
+            (Err(_), Some(reviewer)) => reviewer.attest(token).await,
+            (checked, _) => checked,
+        }
     }
 }
 
