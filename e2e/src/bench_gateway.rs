@@ -50,6 +50,9 @@ struct Arguments {
     /// Only these, by name, separated by commas.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only these loads: idle, bulk, connections, tls, messages.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    loads: Vec<measure::Load>,
     /// The gateway's program; by default the one beside this program.
     #[arg(long)]
     gateway: Option<PathBuf>,
@@ -119,7 +122,10 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut screen = std::io::stdout();
     let directory = tempfile::Builder::new().prefix("isthmus-bench-gateway-").tempdir()?;
     let setting = Setting::prepare(directory.path(), arguments.gateway.clone(), own_address(1), own_address(2))?;
-    let sizes = if arguments.quick { Sizes::QUICK } else { Sizes::FULL };
+    let mut sizes = if arguments.quick { Sizes::quick() } else { Sizes::full() };
+    if !arguments.loads.is_empty() {
+        sizes.loads.clone_from(&arguments.loads);
+    }
     let runtime = threads()?;
     let _backend = setting.start_backend()?;
     let chosen = |peer: &&Peer| arguments.only.is_empty() || arguments.only.iter().any(|name| name == peer.name());

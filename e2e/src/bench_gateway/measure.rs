@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use tokio::task::JoinSet;
 
 use super::{
@@ -11,8 +12,24 @@ use super::{
     peers::{Peer, Setting},
 };
 
+/// One of the loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Load {
+    /// Connections without traffic.
+    Idle,
+    /// Few connections with much.
+    Bulk,
+    /// New connections with one exchange each.
+    Connections,
+    /// Bulk and new connections in mutual TLS.
+    Tls,
+    /// Small messages, at saturation and at a fixed rate.
+    Messages,
+}
+
 /// How much of each load.
 pub(super) struct Sizes {
+    pub(super) loads: Vec<Load>,
     bulk_connections: usize,
     bulk_bytes_each: u64,
     tls_bulk_connections: usize,
@@ -31,24 +48,28 @@ const SETTLING: Duration = Duration::from_millis(5500);
 const OPENING: usize = 50;
 
 impl Sizes {
-    pub(super) const FULL: Self = Self {
-        bulk_connections: 4,
-        bulk_bytes_each: 1 << 29,
-        tls_bulk_connections: 2,
-        phase: Duration::from_secs(3),
-        rate: 2000,
-        idle: 5000,
-        idle_time: Duration::from_secs(2),
-    };
-    pub(super) const QUICK: Self = Self {
-        bulk_connections: 4,
-        bulk_bytes_each: 1 << 28,
-        tls_bulk_connections: 2,
-        phase: Duration::from_secs(1),
-        rate: 2000,
-        idle: 1000,
-        idle_time: Duration::from_secs(1),
-    };
+    pub(super) fn full() -> Self {
+        Self {
+            loads: Load::value_variants().to_vec(),
+            bulk_connections: 4,
+            bulk_bytes_each: 1 << 29,
+            tls_bulk_connections: 2,
+            phase: Duration::from_secs(3),
+            rate: 2000,
+            idle: 5000,
+            idle_time: Duration::from_secs(2),
+        }
+    }
+
+    pub(super) fn quick() -> Self {
+        Self {
+            bulk_bytes_each: 1 << 28,
+            phase: Duration::from_secs(1),
+            idle: 1000,
+            idle_time: Duration::from_secs(1),
+            ..Self::full()
+        }
+    }
 }
 
 /// What a visit has shown. Without a proxy there is no CPU time and no memory.
@@ -85,18 +106,32 @@ pub(super) async fn visit(setting: &Setting, peer: Peer, sizes: &Sizes) -> anyho
     load::connections(&target, CONCURRENCY, sizes.phase / 8).await?;
     let processes = running.as_ref().map_or_else(|| Processes::of(u32::MAX), |running| Processes::of(running.id()));
     let mut figures = Figures::default();
-    // Before anything else grows the heap, which would hide what idle connections need.
-    // Each of the bare splice's holds two pipes: of more it would run out of descriptors.
-    let idle_connections = if peer == Peer::BareSplice { sizes.idle.min(BARE_SPLICE_IDLE) } else { sizes.idle };
-    idle(&target, &processes, idle_connections, sizes.idle_time, &mut figures).await?;
-    load::bulk(&target, sizes.bulk_connections, sizes.bulk_bytes_each / 16).await?;
-    (figures.bulk_cpu, figures.bulk_rate) =
-        bulk(&target, &processes, sizes.bulk_connections, sizes.bulk_bytes_each).await?;
-    (figures.connection_cpu, figures.connection_rate) = connections(&target, &processes, sizes.phase).await?;
-    (figures.tls_bulk_cpu, figures.tls_bulk_rate) =
-        bulk(&tls, &processes, sizes.tls_bulk_connections, sizes.bulk_bytes_each).await?;
-    (figures.tls_connection_cpu, figures.tls_connection_rate) = connections(&tls, &processes, sizes.phase).await?;
-    messages(&target, &processes, sizes, &mut figures).await?;
+    for load in Load::value_variants().iter().filter(|load| sizes.loads.contains(load)) {
+        match load {
+            // Before anything else grows the heap, which would hide what idle connections need.
+            // Each of the bare splice's holds two pipes: of more it would run out of descriptors.
+            Load::Idle => {
+                let count = if peer == Peer::BareSplice { sizes.idle.min(BARE_SPLICE_IDLE) } else { sizes.idle };
+                idle(&target, &processes, count, sizes.idle_time, &mut figures).await?;
+            }
+            Load::Bulk => {
+                load::bulk(&target, sizes.bulk_connections, sizes.bulk_bytes_each / 16).await?;
+                (figures.bulk_cpu, figures.bulk_rate) =
+                    bulk(&target, &processes, sizes.bulk_connections, sizes.bulk_bytes_each).await?;
+            }
+            Load::Connections => {
+                (figures.connection_cpu, figures.connection_rate) =
+                    connections(&target, &processes, sizes.phase).await?;
+            }
+            Load::Tls => {
+                (figures.tls_bulk_cpu, figures.tls_bulk_rate) =
+                    bulk(&tls, &processes, sizes.tls_bulk_connections, sizes.bulk_bytes_each).await?;
+                (figures.tls_connection_cpu, figures.tls_connection_rate) =
+                    connections(&tls, &processes, sizes.phase).await?;
+            }
+            Load::Messages => messages(&target, &processes, sizes, &mut figures).await?,
+        }
+    }
     Ok(figures)
 }
 
