@@ -20,6 +20,7 @@ pub(crate) mod replay;
 mod response;
 mod socks;
 mod tunnel;
+pub(crate) mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;

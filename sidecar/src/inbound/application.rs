@@ -20,6 +20,7 @@ use tracing::debug;
 
 use crate::config::InboundConfig;
 use crate::failure::{self, Failure};
+use crate::hang_up::HangUp;
 use crate::headers;
 use crate::tasks::Tasks;
 
@@ -83,12 +84,26 @@ struct Shared {
 #[derive(Default)]
 struct Kept {
     http1: Vec<Idle>,
-    http2: Option<http2::SendRequest<Incoming>>,
+    http2: Option<Http2>,
+}
+
+/// A connection that speaks HTTP/2, with the same look.
+#[derive(Clone)]
+struct Http2 {
+    sender: http2::SendRequest<Incoming>,
+    hang_up: Arc<HangUp>,
 }
 
 struct Idle {
-    sender: http1::SendRequest<Incoming>,
+    connection: Http1,
     since: Instant,
+}
+
+/// A connection that speaks HTTP/1.1, and the look at its socket: an application that died has closed it, and the word of it
+/// may lie in the socket before the connection's task has run.
+struct Http1 {
+    sender: http1::SendRequest<Incoming>,
+    hang_up: HangUp,
 }
 
 impl Application {
@@ -116,13 +131,13 @@ impl Application {
         loop {
             let kept = self.take_idle(port);
             let reused = kept.is_some();
-            let mut sender = match kept {
-                Some(sender) => sender,
+            let mut connection = match kept {
+                Some(connection) => connection,
                 None => self.open_http1(port).await?,
             };
-            match sender.try_send_request(request).await {
+            match connection.sender.try_send_request(request).await {
                 Ok(response) => {
-                    let keep = Keep { application: self.clone(), port, sender };
+                    let keep = Keep { application: self.clone(), port, connection };
                     return Ok(response.map(|body| ApplicationBody { body, keep: Some(keep) }));
                 }
                 Err(mut error) => match error.take_message() {
@@ -142,7 +157,8 @@ impl Application {
         mut request: Request<Incoming>,
     ) -> Result<Response<ApplicationBody>, ApplicationError> {
         loop {
-            let kept = self.ports().get(&port).and_then(|kept| kept.http2.clone()).filter(|kept| kept.is_ready());
+            let kept = self.ports().get(&port).and_then(|kept| kept.http2.clone());
+            let kept = kept.filter(|kept| kept.sender.is_ready() && !kept.hang_up.seen()).map(|kept| kept.sender);
             let reused = kept.is_some();
             let mut sender = match kept {
                 Some(sender) => sender,
@@ -162,24 +178,49 @@ impl Application {
         }
     }
 
-    async fn open_http1(&self, port: u16) -> Result<http1::SendRequest<Incoming>, ApplicationError> {
+    /// Sends a request that asks for another protocol, on a connection of its own.
+    pub(crate) async fn upgrade(
+        &self,
+        port: u16,
+        request: Request<Incoming>,
+    ) -> Result<Response<Incoming>, ApplicationError> {
         let stream = self.connect(port).await?;
-        let (sender, connection) = http1::Builder::new()
+        let (mut sender, connection) = http1::Builder::new()
             .max_headers(MAX_FIELDS)
             .max_buf_size(headers::READ_LIMIT)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ApplicationError::Unprocessed(failure::describe(&error)))?;
         self.shared.tasks.spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 debug!(%error, "connection to the application");
             }
         });
-        Ok(sender)
+        sender.send_request(request).await.map_err(|error| ApplicationError::Broken(failure::describe(&error)))
+    }
+
+    async fn open_http1(&self, port: u16) -> Result<Http1, ApplicationError> {
+        let stream = self.connect(port).await?;
+        let hang_up = HangUp::of(&stream).map_err(ApplicationError::Unreachable)?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MAX_FIELDS)
+            .max_buf_size(headers::READ_LIMIT)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ApplicationError::Unprocessed(failure::describe(&error)))?;
+        let application = self.clone();
+        self.shared.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "connection to the application");
+            }
+            application.forget_closed(port);
+        });
+        Ok(Http1 { sender, hang_up })
     }
 
     async fn open_http2(&self, port: u16) -> Result<http2::SendRequest<Incoming>, ApplicationError> {
         let stream = self.connect(port).await?;
+        let hang_up = Arc::new(HangUp::of(&stream).map_err(ApplicationError::Unreachable)?);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_AFTER)
@@ -187,23 +228,38 @@ impl Application {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ApplicationError::Unprocessed(failure::describe(&error)))?;
+        let application = self.clone();
         self.shared.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "connection to the application");
             }
+            application.forget_closed(port);
         });
-        self.ports().entry(port).or_default().http2 = Some(sender.clone());
+        self.ports().entry(port).or_default().http2 = Some(Http2 { sender: sender.clone(), hang_up });
         Ok(sender)
     }
 
+    /// Lets connections go that have ended: the look at a socket keeps it open.
+    fn forget_closed(&self, port: u16) {
+        if let Some(kept) = self.ports().get_mut(&port) {
+            kept.http1.retain(|idle| !idle.connection.sender.is_closed());
+            kept.http2.take_if(|kept| kept.sender.is_closed());
+        }
+    }
+
     /// The connection used last that is ready for another request.
-    fn take_idle(&self, port: u16) -> Option<http1::SendRequest<Incoming>> {
+    fn take_idle(&self, port: u16) -> Option<Http1> {
         let mut ports = self.ports();
         let kept = ports.get_mut(&port)?;
         let keep_alive = self.shared.config.keep_alive;
-        kept.http1.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < keep_alive);
-        let place = kept.http1.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(kept.http1.remove(place).sender)
+        kept.http1.retain(|idle| !idle.connection.sender.is_closed() && idle.since.elapsed() < keep_alive);
+        while let Some(place) = kept.http1.iter().rposition(|idle| idle.connection.sender.is_ready()) {
+            let connection = kept.http1.remove(place).connection;
+            if !connection.hang_up.seen() {
+                return Some(connection);
+            }
+        }
+        None
     }
 
     /// Held for a few comparisons, never across an await.
@@ -216,18 +272,18 @@ impl Application {
 struct Keep {
     application: Application,
     port: u16,
-    sender: http1::SendRequest<Incoming>,
+    connection: Http1,
 }
 
 impl Keep {
     fn done(self) {
-        if self.sender.is_closed() {
+        if self.connection.sender.is_closed() {
             return;
         }
         let mut ports = self.application.ports();
         let kept = &mut ports.entry(self.port).or_default().http1;
         if kept.len() < MAX_IDLE {
-            kept.push(Idle { sender: self.sender, since: Instant::now() });
+            kept.push(Idle { connection: self.connection, since: Instant::now() });
         }
     }
 }
@@ -236,6 +292,13 @@ impl Keep {
 pub(crate) struct ApplicationBody {
     body: Incoming,
     keep: Option<Keep>,
+}
+
+impl ApplicationBody {
+    /// Of a connection that nobody else uses.
+    pub(crate) const fn once(body: Incoming) -> Self {
+        Self { body, keep: None }
+    }
 }
 
 impl Body for ApplicationBody {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use federation::export::ApplicationProtocol;
@@ -13,8 +13,10 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_runtime::{DrainHold, trace};
 use tracing::{Instrument, Span, debug, field};
@@ -22,8 +24,8 @@ use tracing::{Instrument, Span, debug, field};
 use crate::headers;
 use crate::inbound::application::{ApplicationBody, ApplicationError};
 use crate::inbound::{Caller, Inbound, Stream};
-use crate::outbound::port_of;
 use crate::outbound::replay::BodyError;
+use crate::outbound::{port_of, upgrade};
 use crate::service::Binding;
 use crate::telemetry::{Access, WayMetrics};
 use crate::xfcc;
@@ -72,6 +74,7 @@ pub(crate) async fn serve(inbound: &Arc<Inbound>, stream: Stream, caller: Caller
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(headers::MAX_LIST)
+        .enable_connect_protocol()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(4 * STREAM_WINDOW)
         .keep_alive_interval(PING_AFTER)
@@ -122,25 +125,58 @@ impl Session {
         response
     }
 
-    async fn answer(&self, request: Request<Incoming>, span: &Span) -> Result<Response<ApplicationBody>, Own> {
-        let started = std::time::Instant::now();
+    async fn answer(&self, mut request: Request<Incoming>, span: &Span) -> Result<Response<ApplicationBody>, Own> {
+        let started = Instant::now();
         let authority = self.authority(&request)?;
         if request.headers().contains_key(headers::PROBE) {
             return Err(self.probe().await);
         }
-        if request.method() == Method::CONNECT {
-            return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "a mesh session is no proxy".to_owned()));
-        }
+        let upgrade = Upgrade::take(&mut request)?;
         let http2 = self.binding.port.application_protocol() == ApplicationProtocol::Http2
             || !self.binding.port.declares_protocol() && request.headers().contains_key(headers::HTTP2);
         let request = self.for_application(request, authority, http2, span);
         let port = self.binding.target_port;
-        let result = if http2 {
+        let result = if let Some(upgrade) = upgrade {
+            return self.upgrade(upgrade, http2, request, started).await;
+        } else if http2 {
             self.inbound.application.http2(port, request).await
         } else {
             self.inbound.application.http1(port, request).await
         };
-        let mut response = result.map_err(Own::from)?;
+        self.finish(result.map_err(Own::from)?, started)
+    }
+
+    /// Asks the application for another protocol; see [`crate::outbound::upgrade`].
+    async fn upgrade(
+        &self,
+        upgrade: Upgrade,
+        http2: bool,
+        mut request: Request<Incoming>,
+        started: Instant,
+    ) -> Result<Response<ApplicationBody>, Own> {
+        let refused = |detail: &str| Own::new(StatusCode::NOT_IMPLEMENTED, "upgrade", detail.to_owned());
+        if http2 {
+            return Err(refused("the application speaks HTTP/2, which has no upgrades"));
+        }
+        upgrade::switching(request.headers_mut(), upgrade.protocol);
+        let mut response =
+            self.inbound.application.upgrade(self.binding.target_port, request).await.map_err(Own::from)?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let application = hyper::upgrade::on(&mut response);
+            upgrade::join(upgrade.ours, application, &self.inbound.tasks, &self.inbound.drain, drop);
+            *response.status_mut() = StatusCode::OK;
+        } else if response.status().is_success() {
+            // To the peer, success is a stream of bytes.
+            return Err(refused("the application answered the request and did not change the protocol"));
+        }
+        self.finish(response.map(ApplicationBody::once), started)
+    }
+
+    fn finish(
+        &self,
+        mut response: Response<ApplicationBody>,
+        started: Instant,
+    ) -> Result<Response<ApplicationBody>, Own> {
         headers::clean_response(response.headers_mut());
         if headers::too_large(response.headers(), &[]) {
             // The session is shared: its peer would end it for all.
@@ -216,6 +252,28 @@ impl Session {
         parts.uri = Uri::from_parts(uri).unwrap_or_default();
         parts.extensions = http::Extensions::new();
         Request::from_parts(parts, body)
+    }
+}
+
+/// An upgrade that a peer's application asks for.
+struct Upgrade {
+    protocol: HeaderValue,
+    ours: OnUpgrade,
+}
+
+impl Upgrade {
+    /// Turns an extended CONNECT (RFC 8441) back into the request that it was. A plain CONNECT is refused.
+    fn take(request: &mut Request<Incoming>) -> Result<Option<Self>, Own> {
+        if request.method() != Method::CONNECT {
+            return Ok(None);
+        }
+        let protocol = request.extensions().get::<Protocol>().and_then(|it| HeaderValue::from_str(it.as_str()).ok());
+        let Some(protocol) = protocol else {
+            return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "a mesh session is no proxy".to_owned()));
+        };
+        let ours = hyper::upgrade::on(&mut *request);
+        *request.method_mut() = Method::GET;
+        Ok(Some(Self { protocol, ours }))
     }
 }
 

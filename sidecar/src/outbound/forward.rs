@@ -19,6 +19,7 @@ use crate::outbound::open::Trying;
 use crate::outbound::refusal::Refusal;
 use crate::outbound::replay::Replay;
 use crate::outbound::response::{InFlight, Received, ResponseBody};
+use crate::outbound::upgrade;
 use crate::routing::route::{Attempt, Route};
 use crate::session::path::Path;
 use crate::session::pool::Lease;
@@ -62,6 +63,8 @@ struct Forwarding<'a> {
     idempotent: bool,
     /// The caller asked for the path taken.
     traced: bool,
+    /// The caller asked for another protocol.
+    upgrade: Option<upgrade::Asked>,
     trying: Trying,
     budgeted_retries: u32,
     stale_sessions: u32,
@@ -87,9 +90,10 @@ impl<'a> Forwarding<'a> {
         outbound: &'a Outbound,
         route: &'a Arc<Route>,
         authority: Authority,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         span: &Span,
     ) -> Self {
+        let upgrade = upgrade::Asked::of(&mut request);
         let (mut parts, body) = request.into_parts();
         let traced = parts.headers.get(headers::TRACE).is_some_and(|value| value == "1");
         headers::clean_outbound_request(&mut parts.headers);
@@ -106,6 +110,9 @@ impl<'a> Forwarding<'a> {
         parts.uri = Uri::from_parts(uri).unwrap_or_default();
         parts.version = http::Version::HTTP_2;
         parts.extensions = http::Extensions::new();
+        if let Some(upgrade) = &upgrade {
+            upgrade.carry(&mut parts.method, &mut parts.extensions);
+        }
         Self {
             outbound,
             route,
@@ -113,6 +120,7 @@ impl<'a> Forwarding<'a> {
             parts,
             body: Replay::new(body),
             traced,
+            upgrade,
             trying: Trying::new(Arc::clone(route)),
             budgeted_retries: 0,
             stale_sessions: 0,
@@ -154,6 +162,11 @@ impl<'a> Forwarding<'a> {
         let request = Request::from_parts(self.parts.clone(), self.body.attempt());
         let mut sender = lease.session().sender.clone();
         match sender.try_send_request(request).await {
+            Ok(response) if self.upgrade.is_some() && response.status().is_success() => {
+                let path = attempt.path().clone();
+                attempt.finish(Outcome::Success, lease.peer().endpoint.as_ref());
+                Tried::Answer(self.switch(response, lease, &path))
+            }
             Ok(response) => {
                 let (parts, body) = response.into_parts();
                 match Received::read(body, self.idempotent && self.body.replayable()).await {
@@ -269,6 +282,28 @@ impl<'a> Forwarding<'a> {
         access.attempts = self.trying.attempts();
         record(&Span::current(), &access);
         Response::from_parts(parts, ResponseBody::Stream(body, InFlight::new(lease, access)))
+    }
+
+    /// The other side has agreed to another protocol.
+    fn switch(&mut self, mut response: Response<Incoming>, lease: Lease, path: &Path) -> Response<ResponseBody> {
+        headers::clean_response(response.headers_mut());
+        let mut access = self.access.take().unwrap_or_else(|| self.new_access());
+        path.metrics().answered(StatusCode::SWITCHING_PROTOCOLS, access.started());
+        access.cluster = Arc::clone(path.cluster_text());
+        access.endpoint = Arc::clone(lease.peer().endpoint_text());
+        access.gateway = path.id().gateway().cloned();
+        access.peer = Arc::clone(&lease.peer().identity);
+        access.status = Some(StatusCode::SWITCHING_PROTOCOLS);
+        access.attempts = self.trying.attempts();
+        record(&Span::current(), &access);
+        if let Some(upgrade) = self.upgrade.take() {
+            upgrade.agreed(&mut response, &self.outbound.tasks, &self.outbound.drain, move |relayed| {
+                access.bytes = (relayed.a_to_b, relayed.b_to_a);
+                access.end = relayed.end.label();
+                drop(lease);
+            });
+        }
+        response.map(|_| ResponseBody::Own(None))
     }
 
     fn refuse(&mut self, refusal: &Refusal) -> Response<ResponseBody> {

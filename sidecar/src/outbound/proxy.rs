@@ -79,7 +79,7 @@ where
         async move { Ok::<_, Infallible>(to_route(&outbound, &route, request, authorise).await) }
     });
     let builder = builder();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = outbound.drain.signaled() => {

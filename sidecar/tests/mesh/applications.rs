@@ -71,6 +71,19 @@ impl Application {
         .await
     }
 
+    /// HTTP/1.1 that agrees to every upgrade, then says the protocol and echoes; `/ignored` and `/refused` do not.
+    pub(crate) async fn upgrading() -> Self {
+        Self::start(move |stream, requests| async move {
+            let service = service_fn(move |request| {
+                requests.fetch_add(1, Ordering::SeqCst);
+                upgrade(request)
+            });
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let _ = connection.with_upgrades().await;
+        })
+        .await
+    }
+
     /// HTTP/2 with prior knowledge: echoes frames as they come, with `grpc-status` in the trailers.
     pub(crate) async fn http2(name: &'static str) -> Self {
         Self::start(move |stream, requests| async move {
@@ -150,6 +163,34 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
     }
     // What an application must not be able to say.
     response.headers_mut().insert("isthmus-unprocessed", HeaderValue::from_static("true"));
+    Ok(response)
+}
+
+async fn upgrade(mut request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    let field = |name: &str| request.headers().get(name).cloned();
+    let (protocol, key) = (field("upgrade").unwrap(), field("sec-websocket-key"));
+    assert_eq!(request.method(), http::Method::GET);
+    let mut response = Response::new(full(""));
+    match request.uri().path() {
+        "/ignored" => return Ok(response),
+        "/refused" => {
+            *response.status_mut() = StatusCode::FORBIDDEN;
+            return Ok(response);
+        }
+        _ => *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS,
+    }
+    let fields = response.headers_mut();
+    fields.insert("connection", HeaderValue::from_static("Upgrade"));
+    fields.insert("upgrade", protocol.clone());
+    fields.extend(key.map(|key| ("sec-websocket-accept".parse::<http::HeaderName>().unwrap(), key)));
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgraded.await.unwrap());
+        stream.write_all(protocol.as_bytes()).await.unwrap();
+        let (mut reading, mut writing) = tokio::io::split(stream);
+        tokio::io::copy(&mut reading, &mut writing).await.unwrap();
+        writing.shutdown().await.unwrap();
+    });
     Ok(response)
 }
 

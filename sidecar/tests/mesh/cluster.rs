@@ -62,6 +62,9 @@ pub(crate) const UNDECLARED: TestPort = TestPort { port: 9000, app_protocol: "" 
 /// Another one.
 pub(crate) const UNDECLARED_TOO: TestPort = TestPort { port: 9001, app_protocol: "" };
 
+/// And one more.
+pub(crate) const UNDECLARED_THREE: TestPort = TestPort { port: 9002, app_protocol: "" };
+
 impl TestPort {
     fn wire(self) -> Port {
         Port {

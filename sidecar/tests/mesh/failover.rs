@@ -371,3 +371,22 @@ async fn many_endpoints_that_die_at_once_do_not_use_a_requests_attempts_up() {
     let answer = client::get(federation.client.proxy(), &uri).await;
     assert!(answer.body.starts_with("away"), "{answer:?}");
 }
+
+/// The connections kept to an application that died are closed in the kernel before any task of its sidecar knows.
+#[tokio::test]
+async fn a_post_in_the_instant_an_application_dies_alone_is_answered_elsewhere() {
+    for _ in 0..5 {
+        let (_east, mut applications, _pods, client) = two_at_home().await;
+        let mut connection = Client::connect(client.proxy()).await;
+        let uri = format!("http://{}/", host("cart"));
+        let both = |applications: &[Application]| applications.iter().all(|application| application.requests() > 0);
+        while !both(&applications) {
+            assert_eq!(connection.call(Method::POST, &uri, "x", &[]).await.status, StatusCode::OK);
+        }
+        applications.remove(0).kill().await;
+        for _ in 0..20 {
+            let answer = connection.call(Method::POST, &uri, "x", &[]).await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        }
+    }
+}

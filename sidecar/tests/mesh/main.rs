@@ -13,4 +13,6 @@ mod hostile;
 mod identity;
 mod inbound;
 mod namespace;
+mod servers;
 mod tunnels;
+mod upgrades;
