@@ -3,6 +3,10 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `POST /v1/join` `{"token"}` | `{"cluster", "federation", "generation"}` |
+//! | `POST /v1/leave` | `{"leaving": true}`; it is over when `status` says `joined: false` |
+//! | `GET /v1/rotations` | `{"rotations": [{"key", "phase", "waitingFor", …}]}` |
+//! | `POST /v1/rotations` `{"key", "emergency"}` | the same; keys: `root`, `intermediate`, `publish-key` |
+//! | `DELETE /v1/rotations/{key}` | the same; gives one up |
 //! | `GET /v1/status` | everything at a glance |
 //! | `GET /v1/exports`, `/v1/imports`, `/v1/clusters` | `{"exports": […]}`, … |
 //! | `POST /v1/exports` `{"namespace", "name"}` | `{"namespace", "name", "file", "created"}` |
@@ -34,13 +38,15 @@ use tokio::sync::watch;
 use crate::authority::OwnAuthority;
 use crate::config::Config;
 use crate::membership::MembershipError;
-use crate::plane::Joiner;
+use crate::plane::{Joiner, PlaneHandle};
 use crate::probe::Measurements;
 use crate::proxies::Proxies;
+use crate::rotation::{Key, RotationRefused, Rotations};
 use crate::snapshot::Snapshot;
 use crate::tokens::{MAX_LIFETIME, TokenKey, TokenKeyError};
 
 pub use socket::AdminSocket;
+pub(crate) use view::timestamp;
 
 /// A token's life when nothing is said.
 const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -62,6 +68,10 @@ pub struct Admin {
     pub joiner: Joiner,
     /// The cluster's own authority.
     pub authority: OwnAuthority,
+    /// Replaces its keys, and the cluster's publish key.
+    pub rotations: Rotations,
+    /// Ends the membership.
+    pub plane: PlaneHandle,
     /// Where names are answered.
     pub dns: Vec<SocketAddr>,
     /// What the program waits for.
@@ -106,12 +116,25 @@ impl From<MembershipError> for Refusal {
     }
 }
 
+impl From<RotationRefused> for Refusal {
+    fn from(error: RotationRefused) -> Self {
+        let status = match &error {
+            RotationRefused::Conflict(_) => StatusCode::CONFLICT,
+            RotationRefused::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error)
+    }
+}
+
 type Answer = Result<Response, Refusal>;
 
 /// The routes.
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/v1/join", post(join))
+        .route("/v1/leave", post(leave))
+        .route("/v1/rotations", get(async |State(admin): State<Admin>| rotations(&admin)).post(rotate))
+        .route("/v1/rotations/{key}", delete(cancel_rotation))
         .route("/v1/status", get(async |State(admin): State<Admin>| Json(view::status(&admin))))
         .route("/v1/exports", get(async |State(admin): State<Admin>| Json(view::exports(&admin))).post(export))
         .route("/v1/exports/{namespace}/{name}", delete(unexport))
@@ -134,6 +157,37 @@ async fn join(State(admin): State<Admin>, body: Result<Json<JoinBody>, JsonRejec
     let generation = admin.joiner.join(token).await?;
     let Config { cluster, federation, .. } = admin.config.as_ref();
     Ok(Json(json!({ "cluster": cluster, "federation": federation, "generation": generation })).into_response())
+}
+
+async fn leave(State(admin): State<Admin>) -> Answer {
+    if admin.snapshots.borrow().generation.is_none() {
+        return Err(Refusal::new(StatusCode::CONFLICT, "the cluster is not a member of a federation"));
+    }
+    admin.plane.leave();
+    Ok(Json(json!({ "leaving": true })).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateBody {
+    key: Key,
+    #[serde(default)]
+    emergency: bool,
+}
+
+fn rotations(admin: &Admin) -> Response {
+    Json(json!({ "rotations": admin.rotations.status() })).into_response()
+}
+
+async fn rotate(State(admin): State<Admin>, body: Result<Json<RotateBody>, JsonRejection>) -> Answer {
+    let Json(RotateBody { key, emergency }) = body?;
+    admin.rotations.begin(key, emergency).await?;
+    Ok(rotations(&admin))
+}
+
+async fn cancel_rotation(State(admin): State<Admin>, Path(key): Path<Key>) -> Answer {
+    admin.rotations.cancel(key).await?;
+    Ok(rotations(&admin))
 }
 
 #[derive(Deserialize)]

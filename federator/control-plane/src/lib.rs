@@ -36,6 +36,7 @@ pub mod proxies;
 pub mod publications;
 pub mod reconciler;
 pub mod resources;
+pub mod rotation;
 pub mod run;
 pub mod snapshot;
 pub mod source;

@@ -7,10 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use federation::{ClusterName, FederationDomain, RecordKey};
 use federation_api::client::trust;
 use federation_api::payload::Payload;
-use federation_api::record::v1::{Member, Signed};
+use federation_api::record::v1::{Member, PublishKeyGrant, Signed};
 use federation_api::signing::{PublicKey, PublishKey, SequenceClock, Speaker};
 use federation_api::token::JoinToken;
-use federation_api::verify::{VerifiedMember, verify_member};
+use federation_api::verify::{MAX_GRANTS, VerifiedMember, verify_member};
 use mesh_tls::rpc::{self, ChannelOptions};
 use mesh_tls::{ExpectedPeer, Identity, TrustStore, client_config, new_key_and_csr};
 use prost::Message as _;
@@ -18,6 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 
+use crate::publications::Successor;
 use crate::state::{StateDirectory, StateError, json_bytes};
 
 /// The file's name.
@@ -79,10 +80,33 @@ pub struct Membership {
     pub trust_bundle_addresses: Vec<String>,
     /// `host:port` of each federator.
     pub federator_addresses: Vec<String>,
+    /// It is on its way out: everything is withdrawn, and then it ends.
+    pub leaving: bool,
     publish_key: Vec<u8>,
+    next_key: Option<NextKey>,
     chain: Vec<CertificateDer<'static>>,
     key: Vec<u8>,
     federation_roots: Vec<CertificateDer<'static>>,
+}
+
+/// A publish key that is to replace the present one.
+#[derive(Clone)]
+pub struct NextKey {
+    /// It speaks with sequences above this one.
+    pub after: u64,
+    /// The trust state tells of it from this epoch on; `None` until the trust-bundle has it.
+    pub epoch: Option<u64>,
+    key: Vec<u8>,
+    grant: Signed,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SavedNextKey {
+    after: u64,
+    epoch: Option<u64>,
+    key: String,
+    grant: String,
 }
 
 /// As it is on disk; bytes in base64.
@@ -97,6 +121,10 @@ struct Saved {
     federation_roots: Vec<String>,
     trust_bundle_addresses: Vec<String>,
     federator_addresses: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_publish_key: Option<SavedNextKey>,
+    #[serde(default)]
+    leaving: bool,
 }
 
 impl Membership {
@@ -115,7 +143,9 @@ impl Membership {
             verified,
             trust_bundle_addresses: saved.trust_bundle_addresses,
             federator_addresses: saved.federator_addresses,
+            leaving: saved.leaving,
             publish_key: decode(&saved.publish_key)?,
+            next_key: saved.next_publish_key.map(NextKey::load).transpose()?,
             chain: certificates(&saved.certificate_chain)?,
             key: decode(&saved.certificate_key)?,
             federation_roots: certificates(&saved.federation_roots)?,
@@ -137,6 +167,8 @@ impl Membership {
             federation_roots: texts(&self.federation_roots),
             trust_bundle_addresses: self.trust_bundle_addresses.clone(),
             federator_addresses: self.federator_addresses.clone(),
+            next_publish_key: self.next_key.as_ref().map(NextKey::saved),
+            leaving: self.leaving,
         };
         Ok(state.write(FILE, &json_bytes(&saved).map_err(unusable)?)?)
     }
@@ -146,12 +178,95 @@ impl Membership {
     /// # Errors
     /// The key on disk is damaged.
     pub fn speaker(&self) -> Result<Speaker, MembershipError> {
+        self.speaker_with(&self.publish_key)
+    }
+
+    /// Who speaks next, once the trust-bundle has the grant.
+    ///
+    /// # Errors
+    /// The key on disk is damaged.
+    pub fn successor(&self) -> Result<Option<Successor>, MembershipError> {
+        let granted = self.next_key.as_ref().filter(|next| next.epoch.is_some());
+        granted.map(|next| Ok(Successor { after: next.after, speaker: self.speaker_with(&next.key)? })).transpose()
+    }
+
+    /// Whose key a statement with this sequence is signed with.
+    ///
+    /// # Errors
+    /// The key on disk is damaged.
+    pub fn speaker_of(&self, sequence: u64) -> Result<Speaker, MembershipError> {
+        match self.successor()? {
+            Some(successor) if sequence > successor.after => Ok(successor.speaker),
+            _ => self.speaker(),
+        }
+    }
+
+    fn speaker_with(&self, key: &[u8]) -> Result<Speaker, MembershipError> {
         Ok(Speaker {
             federation: self.verified.federation().clone(),
             cluster: self.verified.cluster().clone(),
             generation: self.verified.generation(),
-            key: PublishKey::from_pkcs8(&self.publish_key).map_err(unusable)?,
+            key: PublishKey::from_pkcs8(key).map_err(unusable)?,
         })
+    }
+
+    /// The publish key that is to replace the present one, if there is one.
+    #[must_use]
+    pub fn next_key(&self) -> Option<&NextKey> {
+        self.next_key.as_ref()
+    }
+
+    /// Makes the next publish key, and its grant under the present one: to be written down before anybody is told.
+    ///
+    /// # Errors
+    /// No more keys are granted to one membership, or none can be made.
+    pub fn prepare_key(&mut self, after: u64) -> Result<(), MembershipError> {
+        if self.member.grants.len() >= MAX_GRANTS {
+            return Err(unusable(
+                "the membership has had all the publish keys it may have: join again with a new token",
+            ));
+        }
+        let key = PublishKey::generate().map_err(unusable)?;
+        let grant = PublishKeyGrant {
+            federation: self.verified.federation().to_string(),
+            cluster: self.verified.cluster().to_string(),
+            generation: self.verified.generation(),
+            publish_public_key: key.public().as_bytes().to_vec(),
+            joined_at_ms: i64::try_from(unix_milliseconds(self.verified.joined())).unwrap_or(i64::MAX),
+            after_sequence: after,
+        };
+        let grant = PublishKey::from_pkcs8(&self.publish_key).map_err(unusable)?.grant(&grant);
+        self.next_key = Some(NextKey { after, epoch: None, key: key.to_pkcs8().map_err(unusable)?, grant });
+        Ok(())
+    }
+
+    /// The membership with the next key's grant.
+    #[must_use]
+    pub fn next_member(&self, next: &NextKey) -> Member {
+        let mut member = self.member.clone();
+        member.grants.push(next.grant.clone());
+        member
+    }
+
+    /// The trust-bundle has the grant: from the next key's first sequence on, only that one speaks.
+    ///
+    /// # Errors
+    /// The grant does not hold.
+    pub fn confirm_key(&mut self, epoch: u64) -> Result<(), MembershipError> {
+        let Some(mut next) = self.next_key.clone() else { return Ok(()) };
+        let member = self.next_member(&next);
+        self.verified = verify_member(&self.root, self.verified.federation(), &member, None).map_err(unusable)?;
+        self.member = member;
+        next.epoch = Some(epoch);
+        self.next_key = Some(next);
+        Ok(())
+    }
+
+    /// The next key is the present one; the one before is destroyed.
+    pub fn finish_key(&mut self) {
+        if let Some(next) = self.next_key.take_if(|next| next.epoch.is_some()) {
+            self.publish_key = next.key;
+        }
     }
 
     /// The certificate and key for the federation's plane.
@@ -182,6 +297,38 @@ impl Membership {
         self.chain = chain;
         self.key = key.secret_der().to_vec();
     }
+}
+
+impl NextKey {
+    fn load(saved: SavedNextKey) -> Result<Self, MembershipError> {
+        Ok(Self {
+            after: saved.after,
+            epoch: saved.epoch,
+            key: decode(&saved.key)?,
+            grant: Signed::decode(decode(&saved.grant)?.as_slice()).map_err(unusable)?,
+        })
+    }
+
+    fn saved(&self) -> SavedNextKey {
+        SavedNextKey {
+            after: self.after,
+            epoch: self.epoch,
+            key: STANDARD.encode(&self.key),
+            grant: STANDARD.encode(self.grant.encode_to_vec()),
+        }
+    }
+}
+
+/// Forgets an ended membership. Blocks on the disk.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn remove(state: &StateDirectory) -> Result<(), StateError> {
+    state.remove(FILE)
+}
+
+fn unix_milliseconds(time: SystemTime) -> u128 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 fn plane_bundle(federation: &TrustDomain, roots: Vec<CertificateDer<'static>>) -> Bundle {
@@ -230,7 +377,9 @@ pub async fn join(
         verified,
         trust_bundle_addresses: token.trust_bundle_addresses().to_vec(),
         federator_addresses: token.federator_addresses().to_vec(),
+        leaving: false,
         publish_key: publish_key_der,
+        next_key: None,
         chain,
         key: key.secret_der().to_vec(),
         federation_roots: if newer.is_empty() { roots } else { newer },

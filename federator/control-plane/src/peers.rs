@@ -14,7 +14,7 @@ use federation_api::federation::v1::ClusterLiveness;
 use federation_api::payload::Payload;
 use federation_api::record::v1::{Signed, Statement};
 use federation_api::records::{Applied, Comparison, HeadScope, Reconciled, RecordSet};
-use federation_api::verify::VerifiedStatement;
+use federation_api::verify::{RecordError, VerifiedStatement};
 use prost::Message as _;
 use tracing::warn;
 
@@ -115,6 +115,10 @@ impl Peers {
     pub fn change_trust<T>(&mut self, now: SystemTime, change: impl FnOnce(&mut PeerTrust) -> T) -> (T, PeerChange) {
         let outcome = change(&mut self.trust);
         for (cluster, through) in self.trust.deny_list().evictions.clone() {
+            self.records.evict(&cluster, through);
+        }
+        let departures: Vec<_> = self.trust.departures().map(|(cluster, through)| (cluster.clone(), through)).collect();
+        for (cluster, through) in departures {
             self.records.evict(&cluster, through);
         }
         let waiting = std::mem::take(&mut self.waiting);
@@ -305,6 +309,13 @@ impl Peers {
         };
         match member.verify(&signed) {
             Ok(statement) => Some(statement),
+            // By a publish key, or of a membership, that has not arrived yet: the two streams do not wait for each other.
+            Err(RecordError::Signature | RecordError::Generation { .. })
+                if self.waiting.len() < MAX_WAITING && generation(&signed) >= Some(member.generation()) =>
+            {
+                self.waiting.push(signed);
+                None
+            }
             Err(error) => {
                 warn!(%cluster, %error, "a record is refused");
                 None
@@ -316,6 +327,11 @@ impl Peers {
 /// Whose record it says it is; nothing of it is believed yet.
 pub(crate) fn speaker(signed: &Signed) -> Option<ClusterName> {
     Statement::decode(signed.message.as_ref()).ok()?.cluster.parse().ok()
+}
+
+/// Of which membership it says it is; nothing of it is believed yet.
+fn generation(signed: &Signed) -> Option<u64> {
+    Some(Statement::decode(signed.message.as_ref()).ok()?.generation)
 }
 
 fn exported_service(statement: &VerifiedStatement) -> Option<&ServiceId> {

@@ -4,12 +4,15 @@
 //! ```text
 //!   join(token) ──► Membership ──► watch trust  ──► Input::Trust      ◄── acknowledged when every proxy has it
 //!                       │    └───► session      ──► Input::Session    ◄── own records
-//!                       └────────► renewal at half life
+//!                       ├────────► renewal at half life, other publish keys
+//!                       └────────► leave: records withdrawn, then the membership
 //! ```
 //!
 //! All of it may be gone for any time: what was applied stays, and what is to be said waits here.
 
+mod leaving;
 mod links;
+mod publish_key;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +21,7 @@ use federation_api::client::federation::Session;
 use federation_api::client::trust::TrustCursor;
 use federation_api::record::v1::Signed;
 use federation_api::token::JoinToken;
+use federation_api::trust::v1::Watcher;
 use mesh_tls::{Identity, TrustStore};
 use spiffe_identity::TrustDomain;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,6 +30,7 @@ use tracing::{error, info};
 use crate::membership::{self, Membership, MembershipError};
 use crate::proxies::Proxies;
 use crate::reconciler::{Effects, Input, Joined, Restored};
+use crate::rotation::RotationStatus;
 use crate::snapshot::Snapshot;
 use crate::state::StateDirectory;
 
@@ -61,11 +66,42 @@ struct Shared {
     session: Mutex<Option<Session>>,
     trust_applied: watch::Sender<TrustCursor>,
     bundle: watch::Sender<Option<Signed>>,
+    /// The own identity in the federation's plane, while the cluster is a member.
+    own: watch::Sender<Option<String>>,
+    /// Who watches the trust state; `None` while nobody says.
+    watchers: watch::Sender<Option<Vec<Watcher>>>,
+    /// Who wants to know that: a root's rotation, a publish key's.
+    watching: watch::Sender<(bool, bool)>,
+    key_wish: watch::Sender<publish_key::KeyWish>,
+    key_rotation: watch::Sender<Option<RotationStatus>>,
+    leave_wish: watch::Sender<bool>,
+    leave_problem: watch::Sender<Option<String>>,
 }
 
 impl PlaneHandle {
     fn session(&self) -> MutexGuard<'_, Option<Session>> {
         self.shared.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who watches the trust state, while somebody wants to know; `None` while the trust-bundle does not say.
+    #[must_use]
+    pub fn watchers(&self) -> Option<Vec<Watcher>> {
+        self.shared.watchers.borrow().clone()
+    }
+
+    /// Whether a root's rotation wants to know who watches.
+    pub fn watch_watchers(&self, wanted: bool) {
+        self.shared.watching.send_modify(|watching| watching.0 = wanted);
+    }
+
+    fn watch_watchers_for_key(&self, wanted: bool) {
+        self.shared.watching.send_modify(|watching| watching.1 = wanted);
+    }
+
+    /// The cluster's own identity in the federation's plane.
+    #[must_use]
+    pub fn own_identity(&self) -> Option<String> {
+        self.shared.own.borrow().clone()
     }
 
     /// Passes on what follows for the federation. Files are written before.
@@ -155,15 +191,21 @@ impl Plane {
             let member = Arc::new(Mutex::new(membership));
             let request = tokio::select! {
                 request = joins.recv() => request,
-                outcome = Box::pin(self.be_member(Arc::clone(&member))) => {
-                    if let Err(error) = outcome {
-                        error!(%error, "the membership cannot be used");
+                outcome = Box::pin(self.be_member(Arc::clone(&member))) => match outcome {
+                    Ok(()) if member.lock().unwrap_or_else(PoisonError::into_inner).leaving => {
+                        self.stop_being_member();
+                        continue;
                     }
-                    // Only another token can help now.
-                    joins.recv().await
+                    outcome => {
+                        if let Err(error) = outcome {
+                            error!(%error, "the membership cannot be used");
+                        }
+                        // Only another token can help now.
+                        joins.recv().await
+                    }
                 }
             };
-            *self.handle.session() = None;
+            self.stop_being_member();
             let Some(request) = request else { return };
             let joined = self.join(request, Some(generation)).await;
             // After a refused token the old membership goes on, as it is on disk.
@@ -174,6 +216,12 @@ impl Plane {
                     .unwrap_or_default(),
             };
         }
+    }
+
+    fn stop_being_member(&self) {
+        *self.handle.session() = None;
+        self.handle.shared.own.send_replace(None);
+        self.handle.shared.watchers.send_replace(None);
     }
 
     async fn join(&mut self, request: JoinRequest, current: Option<u64>) -> Option<Membership> {
@@ -220,7 +268,7 @@ impl Plane {
 pub fn joined_input(membership: &Membership) -> Result<Joined, MembershipError> {
     Ok(Joined {
         speaker: membership.speaker()?,
-        successor: None,
+        successor: membership.successor()?,
         member: membership.verified.clone(),
         root: membership.root,
     })

@@ -175,6 +175,12 @@ impl Publications {
         Ok(news)
     }
 
+    /// The federator has answered for every record.
+    #[must_use]
+    pub fn all_answered(&self) -> bool {
+        self.records.values().all(|own| own.answer != Answer::Pending)
+    }
+
     /// What the federator answered to the record of a key.
     #[must_use]
     pub fn answered(&self, key: &RecordKey) -> Option<&Answer> {

@@ -81,6 +81,12 @@ pub enum Input {
     RoundTrips(BTreeMap<ClusterName, Duration>),
     /// The cluster became a member, or a member anew.
     Joined(Box<Joined>),
+    /// The publish keys of the same membership, changed.
+    PublishKeys(Box<Joined>),
+    /// The membership is to end: everything is withdrawn.
+    Leave,
+    /// The membership has ended, by the cluster's own word.
+    Left,
     /// The cluster's own roots, the next or the last one among them while one is replaced.
     OwnRoots(Vec<CertificateDer<'static>>),
 }
@@ -205,6 +211,8 @@ pub struct Reconciler {
     trust_bundle: LinkStatus,
     dirty: Dirty,
     publish_all: bool,
+    /// Nothing is to be said any more.
+    leaving: bool,
     last: Snapshot,
     save: saved::Unsaved,
 }
@@ -254,6 +262,7 @@ impl Reconciler {
             trust_bundle: LinkStatus::default(),
             dirty: Dirty { all: true, records: true, trust: true, snapshot: true, ..Dirty::default() },
             publish_all: true,
+            leaving: false,
             last: Snapshot::default(),
             save: saved::Unsaved { bundle: true, ..saved::Unsaved::default() },
             facts,
@@ -292,6 +301,20 @@ impl Reconciler {
             Input::Session(input) => self.take_session(input, now),
             Input::RoundTrips(times) => self.take_round_trips(times),
             Input::OwnRoots(roots) => self.take_own_roots(roots, now),
+            Input::PublishKeys(joined) => {
+                if let Some(publications) = &mut self.publications {
+                    publications.rekey(joined.speaker, joined.successor);
+                }
+                // What nobody could verify so far may be refused: said again, it is taken.
+                self.publish_all = true;
+                self.dirty.records = true;
+            }
+            Input::Leave => {
+                self.leaving = true;
+                self.publish_all = true;
+                self.dirty.records = true;
+            }
+            Input::Left => self.take_departure(),
             Input::Joined(joined) => {
                 self.peers.change_trust(now.system, |trust| trust.pin(joined.root));
                 self.peers_synced = false;
@@ -360,6 +383,23 @@ impl Reconciler {
         self.save.trust = true;
     }
 
+    /// Nothing of the federation is believed any more; the cluster's own services go on.
+    fn take_departure(&mut self) {
+        self.peers = Peers::new(self.facts.cluster.clone(), self.facts.federation.clone());
+        self.leaving = false;
+        self.publications = None;
+        self.delegation = None;
+        self.bundle_missing = false;
+        self.published_to = None;
+        self.session_cursor = None;
+        self.saved_cursor = SessionCursor::default();
+        self.peers_synced = true;
+        (self.federator, self.trust_bundle) = (LinkStatus::default(), LinkStatus::default());
+        self.refresh_all_records();
+        self.dirty = Dirty { all: true, records: true, trust: true, snapshot: true, ..Dirty::default() };
+        self.save = saved::Unsaved { trust: true, peers: true, ..saved::Unsaved::default() };
+    }
+
     /// Other roots are another bundle, whose sequence is higher than any before.
     fn take_own_roots(&mut self, roots: Vec<CertificateDer<'static>>, now: Now) {
         let bundle = &mut self.facts.bundle;
@@ -398,6 +438,7 @@ impl Reconciler {
                 self.applied(cursor, now);
             }
             SessionInput::Published(results) => {
+                self.dirty.snapshot |= self.leaving;
                 if self.publications.as_mut().is_some_and(|publications| publications.answer(&results)) {
                     let keys = results.iter().filter_map(|result| result.key.parse().ok());
                     self.dirty.services.extend(keys.filter_map(|key| match key {

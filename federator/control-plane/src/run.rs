@@ -8,7 +8,7 @@ use federation_api::discovery::v1::discovery_server::DiscoveryServer;
 use mesh_runtime::{DrainWatcher, Process};
 use mesh_tls::rpc::{self, AcceptLimits};
 use mesh_tls::{ClientAuth, Identity, TrustStore, server_config};
-use spiffe_identity::{Bundle, DEFAULT_REFRESH_HINT, TrustDomain};
+use spiffe_identity::{Bundle, DEFAULT_REFRESH_HINT, HINTS_BEFORE_USE, Pace, TrustDomain};
 use svid_issuer::Authority;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +17,7 @@ use tracing::info;
 
 use crate::admin::{self, Admin, AdminSocket};
 use crate::authority::{self, OwnAuthority};
-use crate::config::{Config, Origin};
+use crate::config::{Config, Origin, RotationConfig};
 use crate::discovery::DiscoveryService;
 use crate::driver::{Driver, INPUTS};
 use crate::import_files::{self, ImportFiles};
@@ -29,6 +29,7 @@ use crate::plane::{Plane, PlaneFacts, joined_input};
 use crate::probe::{Measurements, Prober};
 use crate::proxies::Proxies;
 use crate::reconciler::{Facts, Input, Now, Reconciler, Restored};
+use crate::rotation::Rotator;
 use crate::snapshot::Snapshot;
 use crate::source::{FileSource, KubernetesSource, Source as _};
 use crate::state::StateDirectory;
@@ -170,9 +171,13 @@ fn start(
     };
     let vips = VipAllocator::new(config.clusterset_ips.ipv4, config.clusterset_ips.ipv6, restored.vips.clone());
     let reconciler = Reconciler::new(facts, vips, restored, joined, Now::read());
-    let driver = Driver { reconciler, inputs: received, state, trust: trust.clone(), snapshots: sender, plane: handle };
+    let driver =
+        Driver { reconciler, inputs: received, state, trust: trust.clone(), snapshots: sender, plane: handle.clone() };
     spawn(tasks, "the reconciler", driver.run());
     spawn(tasks, "the plane", plane.run(joins, membership));
+    let (rotator, rotations) =
+        Rotator::new(own.clone(), pace(&config), proxies.clone(), handle.clone(), snapshots.clone());
+    spawn(tasks, "the rotation of roots", rotator.run());
     let reviewer = follow_objects(&config, term, imports, &inputs, &snapshots, tasks);
     spawn(tasks, "the gateways", tell_gateways(proxies.clone(), config.egress_restricted, inputs.clone()));
 
@@ -202,6 +207,8 @@ fn start(
         tokens: Arc::clone(&tokens),
         joiner,
         authority: own,
+        rotations,
+        plane: handle,
         dns,
         readiness: process.readiness().clone(),
     };
@@ -292,6 +299,12 @@ impl svid_issuer::Attestor for TokenAttestor {
             (checked, _) => checked,
         }
     }
+}
+
+fn pace(config: &Config) -> Pace {
+    let RotationConfig { refresh_hint, skew, stall } = config.rotation;
+    let absence = refresh_hint * HINTS_BEFORE_USE;
+    Pace { refresh_hint, longest_svid: config.svid_lifetime, skew, absence, stall }
 }
 
 /// The bundle of the cluster's own roots, with a sequence that goes on from what was published before.

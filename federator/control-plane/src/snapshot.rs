@@ -51,6 +51,12 @@ pub struct Snapshot {
     pub own_bundle: Arc<OwnBundle>,
     /// What others' signed words make of the own membership.
     pub standing: Standing,
+    /// The last sequence that was used.
+    pub last_sequence: u64,
+    /// The membership is on its way out.
+    pub leaving: bool,
+    /// Every record of the cluster is withdrawn, and the federator has answered for each.
+    pub withdrawn: bool,
     /// Identities that are shut out.
     pub denied: Arc<BTreeSet<String>>,
     /// How reading manifests goes.

@@ -122,6 +122,18 @@ impl StateDirectory {
         self.write_mode(name, bytes, PUBLIC_MODE)
     }
 
+    /// Removes a file that may be gone already. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StateError::File`]
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::File { path, source }),
+            _ => Ok(()),
+        }
+    }
+
     fn write_mode(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), StateError> {
         let path = self.path(name);
         write_atomically(&path, bytes, mode).map_err(|source| StateError::File { path, source })

@@ -113,6 +113,11 @@ impl RootRotation {
         self.rotation.phase()
     }
 
+    /// Whether the waits are skipped.
+    pub fn is_emergency(&self) -> bool {
+        self.rotation.is_emergency()
+    }
+
     /// Passes something on: who is connected, has acknowledged or left, or that there is no time to wait.
     ///
     /// # Errors

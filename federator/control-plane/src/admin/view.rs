@@ -35,7 +35,10 @@ pub(super) fn status(admin: &Admin) -> Value {
         "joined": snapshot.generation.is_some(),
         "generation": snapshot.generation,
         "standing": standing(&snapshot),
+        "leaving": snapshot.leaving,
+        "leaveProblem": admin.plane.leave_problem(),
         "authority": authority(admin, &snapshot),
+        "rotations": admin.rotations.status(),
         "synced": snapshot.synced,
         "waitingFor": admin.readiness.waiting_for(),
         "dns": admin.dns,
@@ -264,7 +267,7 @@ fn micros(micros: u128) -> u64 {
 }
 
 /// RFC 3339, whole seconds.
-pub(super) fn timestamp(at: SystemTime) -> String {
+pub(crate) fn timestamp(at: SystemTime) -> String {
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let timestamp = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     timestamp.unwrap_or_default().to_string()

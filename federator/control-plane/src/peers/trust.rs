@@ -8,7 +8,7 @@ use federation_api::payload::Payload;
 use federation_api::record::v1::{Member, Signed, Statement};
 use federation_api::signing::PublicKey;
 use federation_api::trust::v1::WatchResponse;
-use federation_api::verify::{DenyList, VerifiedMember, verify_deny_list, verify_member};
+use federation_api::verify::{DenyList, RecordError, VerifiedMember, verify_deny_list, verify_member};
 use prost::Message as _;
 use spiffe_identity::Bundle;
 
@@ -35,6 +35,14 @@ struct KnownBundle {
     bundle: Bundle,
 }
 
+/// A membership that its member ended; kept so that nobody brings it back by saying an old word again.
+#[derive(Clone, Debug)]
+struct Departure {
+    generation: u64,
+    member: Member,
+    statement: Signed,
+}
+
 /// Who is a member, which roots speak for each, and who is shut out.
 #[derive(Clone, Debug)]
 pub struct PeerTrust {
@@ -42,6 +50,7 @@ pub struct PeerTrust {
     root: Option<PublicKey>,
     members: BTreeMap<ClusterName, KnownMember>,
     bundles: BTreeMap<ClusterName, KnownBundle>,
+    departed: BTreeMap<ClusterName, Departure>,
     deny_list: DenyList,
     deny_list_envelope: Option<Signed>,
     cursor: TrustCursor,
@@ -55,6 +64,7 @@ impl PeerTrust {
             root: None,
             members: BTreeMap::new(),
             bundles: BTreeMap::new(),
+            departed: BTreeMap::new(),
             deny_list_envelope: None,
             cursor: TrustCursor::default(),
         }
@@ -86,6 +96,9 @@ impl PeerTrust {
         for member in &update.members {
             note("member", self.apply_member(&root, member));
         }
+        for statement in &update.departures {
+            note("departure", self.apply_departure(statement));
+        }
         for bundle in &update.bundles {
             note("bundle", self.apply_bundle(bundle));
         }
@@ -111,6 +124,9 @@ impl PeerTrust {
         if self.deny_list.evicts(&cluster, verified.generation()) {
             return Err(format!("cluster {cluster}: generation {} was evicted", verified.generation()));
         }
+        if self.departed.get(&cluster).is_some_and(|departure| departure.generation >= verified.generation()) {
+            return Ok(());
+        }
         let order = |verified: &VerifiedMember| (verified.generation(), verified.publish_keys());
         match self.members.get(&cluster) {
             Some(known) if order(&known.verified) > order(&verified) => {
@@ -121,6 +137,32 @@ impl PeerTrust {
                 Ok(())
             }
         }
+    }
+
+    fn apply_departure(&mut self, signed: &Signed) -> Result<(), String> {
+        // Of somebody who was never known nothing has to be forgotten.
+        let cluster = super::speaker(signed).ok_or("cannot be decoded")?;
+        let Some(known) = self.members.get(&cluster) else { return Ok(()) };
+        let about = |why: String| format!("cluster {cluster}: {why}");
+        let statement = match known.verified.verify_departure(signed) {
+            Ok(statement) => statement,
+            // It ended a membership before the present one, made with other keys.
+            Err(RecordError::Generation { .. } | RecordError::Signature) if ended_before(signed, known) => {
+                return Ok(());
+            }
+            Err(error) => return Err(about(error.to_string())),
+        };
+        let generation = statement.generation;
+        let (member, statement) = (known.envelope.clone(), signed.clone());
+        self.bundles.remove(&cluster);
+        self.members.remove(&cluster);
+        self.departed.insert(cluster, Departure { generation, member, statement });
+        Ok(())
+    }
+
+    /// Memberships that their members ended, with their generations.
+    pub fn departures(&self) -> impl Iterator<Item = (&ClusterName, u64)> {
+        self.departed.iter().map(|(cluster, departure)| (cluster, departure.generation))
     }
 
     fn apply_bundle(&mut self, signed: &Signed) -> Result<(), String> {
@@ -154,7 +196,11 @@ impl PeerTrust {
             incarnation: self.cursor.incarnation.clone(),
             epoch: self.cursor.epoch,
             full: true,
-            members: self.members.values().map(|member| member.envelope.clone()).collect(),
+            members: {
+                let departed = self.departed.values().map(|departure| departure.member.clone());
+                departed.chain(self.members.values().map(|member| member.envelope.clone())).collect()
+            },
+            departures: self.departed.values().map(|departure| departure.statement.clone()).collect(),
             bundles: self.bundles.values().map(|bundle| bundle.envelope.clone()).collect(),
             deny_list: self.deny_list_envelope.clone(),
             ..WatchResponse::default()
@@ -221,4 +267,9 @@ impl PeerTrust {
     pub fn root(&self) -> Option<&PublicKey> {
         self.root.as_ref()
     }
+}
+
+/// Whether a statement is about an older membership than the known one, as it says itself.
+fn ended_before(signed: &Signed, known: &KnownMember) -> bool {
+    Statement::decode(signed.message.as_ref()).is_ok_and(|said| said.generation < known.verified.generation())
 }

@@ -9,6 +9,7 @@ use federation_api::client::{Events, Reconnect};
 use federation_api::trust::v1::WatchResponse;
 use mesh_tls::{Identity, TrustStore, new_key_and_csr};
 use rustls_pki_types::CertificateDer;
+use spiffe_identity::SpiffeId;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
@@ -20,6 +21,8 @@ use crate::reconciler::{Input, SessionInput};
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 /// A bundle that could not be published is tried again after this long.
 const BUNDLE_RETRY: Duration = Duration::from_secs(5);
+/// How often a rotation asks who watches.
+const WATCHERS_INTERVAL: Duration = Duration::from_millis(300);
 /// How often proxies' progress is passed on at most.
 const ACK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -70,6 +73,8 @@ impl Plane {
             let federator = membership::plane_channel(addresses, Some(&identity), &trust, plane, "federator")?;
             (identity, trust, trust_bundle, federator)
         };
+        let own = SpiffeId::control_plane(&self.facts.plane, self.facts.cluster.as_str());
+        self.handle.shared.own.send_replace(own.ok().map(|id| id.to_string()));
         let (acks, events) = trust::watch(trust_bundle.clone(), self.restored.trust.clone(), Reconnect::default());
         let watching = self.watch_trust(events, &plane_trust, &membership);
         // Before the cluster's own objects are read nobody knows its namespaces, nor what it has to say.
@@ -85,6 +90,9 @@ impl Plane {
             () = self.acknowledge(acks) => {}
             () = self.publish_bundles(trust_bundle.clone()) => {}
             () = self.renew(trust_bundle.clone(), &identity, &membership) => {}
+            () = self.ask_for_watchers(trust_bundle.clone()) => {}
+            () = self.keep_publish_key(trust_bundle.clone(), &membership) => {}
+            () = self.leave(trust_bundle.clone(), &membership) => {}
         }
         Ok(())
     }
@@ -135,7 +143,7 @@ impl Plane {
         }
     }
 
-    async fn save(&self, membership: &Arc<Mutex<Membership>>) {
+    pub(super) async fn save(&self, membership: &Arc<Mutex<Membership>>) {
         let (membership, state) = (Arc::clone(membership), self.facts.state.clone());
         let saved =
             tokio::task::spawn_blocking(move || membership.lock().unwrap_or_else(PoisonError::into_inner).save(&state));
@@ -201,6 +209,24 @@ impl Plane {
             };
             if changed.is_err() {
                 return;
+            }
+        }
+    }
+
+    /// While a rotation wants to know: who watches the trust state, and how far each is.
+    async fn ask_for_watchers(&self, channel: Channel) {
+        let mut watching = self.handle.shared.watching.subscribe();
+        loop {
+            if watching.wait_for(|(root, key)| *root || *key).await.is_err() {
+                return;
+            }
+            let listed = trust::list_watchers(channel.clone()).await;
+            let listed = listed.inspect_err(|status| warn!(%status, "who watches the trust state is not known"));
+            self.handle.shared.watchers.send_replace(listed.ok().map(|listed| listed.watchers));
+            tokio::time::sleep(WATCHERS_INTERVAL).await;
+            if *watching.borrow() == (false, false) {
+                // The next rotation must not begin with what this one saw.
+                self.handle.shared.watchers.send_replace(None);
             }
         }
     }

@@ -15,6 +15,7 @@ use tracing::{error, warn};
 
 use super::saved::next_bundle_sequence;
 use super::{Now, Reconciler};
+use crate::publications::Publications;
 use crate::resources::{self, MeshFacts};
 use crate::snapshot::{OwnBundle, Snapshot, Standing};
 
@@ -80,8 +81,10 @@ impl Reconciler {
             } else {
                 self.wanted.insert(RecordKey::Gateways, Payload::Gateways(self.gateways.clone()));
             }
+            let nothing = BTreeMap::new();
+            let wanted = if self.leaving { &nothing } else { &self.wanted };
             if let Some(publications) = &mut self.publications {
-                match publications.say(&self.wanted, now.system) {
+                match publications.say(wanted, now.system) {
                     Ok(news) => {
                         self.save.published |= !news.is_empty();
                         effects.publish = news;
@@ -217,6 +220,9 @@ impl Reconciler {
             trust_epoch: trust.cursor().epoch,
             own_bundle: Arc::new(self.own_bundle_view()),
             standing: self.standing(),
+            last_sequence: self.publications.as_ref().map_or(0, Publications::last_sequence),
+            leaving: self.leaving,
+            withdrawn: self.leaving && self.publications.as_ref().is_some_and(Publications::all_answered),
             denied: Arc::new(trust.deny_list().spiffe_ids.clone()),
             source: Arc::clone(&self.source),
             federator: self.federator.clone(),

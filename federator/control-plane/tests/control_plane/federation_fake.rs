@@ -20,7 +20,7 @@ use federation_api::trust::v1::trust_server::{Trust, TrustServer};
 use federation_api::trust::v1::{
     JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListWatchersRequest, ListWatchersResponse,
     PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest, RenewCertificateResponse, WatchRequest,
-    WatchResponse,
+    WatchResponse, Watcher,
 };
 use federation_api::verify::{DenyList, verify_member};
 use futures_util::Stream;
@@ -47,6 +47,10 @@ struct State {
     records: BTreeMap<(String, String), Signed>,
     liveness: Vec<ClusterLiveness>,
     acked: (u64, Vec<String>),
+    /// New streams are refused: on connections that are not quite gone yet too.
+    stopped: bool,
+    watchers: Vec<Watcher>,
+    departures: Vec<Signed>,
     sessions: usize,
 }
 
@@ -95,6 +99,7 @@ impl Fake {
         let service =
             Service { root: Arc::clone(&self.root), state: self.state.clone(), authority: Arc::clone(&self.authority) };
         let mut bound = self.addresses;
+        self.state.send_modify(|state| state.stopped = false);
         for (index, name) in ["trust-bundle", "federator"].into_iter().enumerate() {
             let listener = TcpListener::bind(self.addresses[index]).await.unwrap();
             bound[index] = listener.local_addr().unwrap();
@@ -117,7 +122,10 @@ impl Fake {
             server.abort();
         }
         // Streams that were open end with their tasks.
-        self.state.send_modify(|state| state.sessions += 1);
+        self.state.send_modify(|state| {
+            state.sessions += 1;
+            state.stopped = true;
+        });
     }
 
     fn tls(&self, name: &str) -> Arc<rustls::ServerConfig> {
@@ -177,6 +185,12 @@ impl Fake {
         own.map(|((_, key), signed)| (key.clone(), Statement::decode(signed.message.as_ref()).unwrap())).collect()
     }
 
+    /// The envelopes that a member has published.
+    pub(crate) fn records(&self, cluster: &str) -> Vec<Signed> {
+        let state = self.state.borrow();
+        state.records.iter().filter(|((of, _), _)| of == cluster).map(|(_, signed)| signed.clone()).collect()
+    }
+
     pub(crate) fn bundle_of(&self, cluster: &str) -> Option<Signed> {
         self.state.borrow().bundles.get(cluster).cloned()
     }
@@ -186,6 +200,33 @@ impl Fake {
             state.bundles.remove(cluster);
             state.epoch += 1;
         });
+    }
+
+    /// A member ends its own membership.
+    pub(crate) fn depart(&self, cluster: &str, statement: Signed) {
+        self.state.send_modify(|state| {
+            state.epoch += 1;
+            state.members.remove(cluster);
+            state.bundles.remove(cluster);
+            state.departures.push(statement);
+        });
+    }
+
+    /// Who watches, besides those that really do.
+    pub(crate) fn set_watcher(&self, identity: &str, acknowledged: u64, pending: &[&str]) {
+        let watcher = Watcher {
+            identity: identity.to_owned(),
+            acknowledged,
+            pending_count: u32::try_from(pending.len()).unwrap(),
+            pending_proxies: pending.iter().map(ToString::to_string).collect(),
+            connected: true,
+            ..Watcher::default()
+        };
+        self.state.send_modify(|state| state.watchers = vec![watcher]);
+    }
+
+    pub(crate) fn departures(&self) -> usize {
+        self.state.borrow().departures.len()
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -220,9 +261,14 @@ impl State {
             members: self.members.values().cloned().collect(),
             bundles: self.bundles.values().cloned().collect(),
             deny_list: self.deny_list.clone(),
+            departures: self.departures.clone(),
             ..WatchResponse::default()
         }
     }
+}
+
+fn check_serving(state: &watch::Sender<State>) -> Result<(), Status> {
+    if state.borrow().stopped { Err(Status::unavailable("stopped")) } else { Ok(()) }
 }
 
 fn caller<T>(request: &Request<T>) -> Result<String, Status> {
@@ -280,20 +326,39 @@ impl Trust for Service {
         request: Request<PublishBundleRequest>,
     ) -> Result<Response<PublishBundleResponse>, Status> {
         let cluster = caller(&request)?;
-        let bundle = request.into_inner().bundle.unwrap();
+        check_serving(&self.state)?;
+        let PublishBundleRequest { bundle, member } = request.into_inner();
         self.state.send_modify(|state| {
             state.epoch += 1;
-            state.bundles.insert(cluster, bundle);
+            if let Some(member) = member {
+                verify_member(&self.root.public(), &federation(), &member, None).unwrap();
+                state.members.insert(cluster.clone(), member);
+            }
+            if let Some(bundle) = bundle {
+                state.bundles.insert(cluster, bundle);
+            }
         });
-        Ok(Response::new(PublishBundleResponse::default()))
+        Ok(Response::new(PublishBundleResponse { epoch: self.state.borrow().epoch }))
     }
 
-    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let cluster = caller(&request)?;
+        let statement = request.into_inner().statement.unwrap();
+        let member = self.state.borrow().members[&cluster].clone();
+        let member = verify_member(&self.root.public(), &federation(), &member, None).unwrap();
+        member.verify_departure(&statement).map_err(|error| Status::unauthenticated(error.to_string()))?;
+        self.state.send_modify(|state| {
+            state.epoch += 1;
+            state.members.remove(&cluster);
+            state.bundles.remove(&cluster);
+            state.departures.push(statement);
+        });
         Ok(Response::new(LeaveResponse {}))
     }
 
     async fn list_watchers(&self, _: Request<ListWatchersRequest>) -> Result<Response<ListWatchersResponse>, Status> {
-        Ok(Response::new(ListWatchersResponse::default()))
+        let state = self.state.borrow();
+        Ok(Response::new(ListWatchersResponse { epoch: state.epoch, watchers: state.watchers.clone() }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
@@ -301,6 +366,7 @@ impl Trust for Service {
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         use federation_api::trust::v1::watch_request::Request as Kind;
         caller(&request)?;
+        check_serving(&self.state)?;
         let mut requests = request.into_inner();
         let (responses, receiver) = mpsc::channel(4);
         let state = self.state.clone();
@@ -346,6 +412,7 @@ impl Federation for Service {
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let cluster = caller(&request)?;
+        check_serving(&self.state)?;
         let (responses, receiver) = mpsc::channel(16);
         let state = self.state.clone();
         tokio::spawn(async move { drive(cluster, state, request.into_inner(), responses).await });

@@ -9,3 +9,5 @@ mod plane;
 mod program;
 mod proxy;
 mod reconcile;
+mod rotation;
+mod standing;

@@ -58,6 +58,20 @@ impl Program {
         self.task.await.unwrap().unwrap();
     }
 
+    /// Dies on the spot, as far as a task can.
+    pub(crate) async fn crash(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+        // Its parts end a moment later.
+        let socket = self.directory.join("admin.sock");
+        let gone = async {
+            while UnixStream::connect(&socket).await.is_ok() {
+                tokio::task::yield_now().await
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    }
+
     pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.directory.join("manifests").join(name), text).unwrap();
     }
