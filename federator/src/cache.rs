@@ -1,169 +1,146 @@
-//! The newest record of every key, in memory, fed by one watch of the store.
+//! The index, shared by all sessions, and fed by one watch of the store.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use bytes::Bytes;
-use federation::{ClusterName, Namespace, RecordKey};
-use federation_api::record::v1::{Signed, Statement, statement};
 use federation_store::{
     Change, FollowError, Followed, Revision, Snapshot, Store, StoreError, WatchBatch, follow, layout,
 };
-use prost::Message;
 use tokio::sync::watch;
 use tracing::error;
 
-/// The prefixes whose values are signed records.
-const RECORDS: [&str; 4] = [layout::EXPORTS, layout::SLICES, layout::GATEWAYS, layout::HEADS];
+use crate::index::Index;
+use crate::liveness::Liveness;
 
-/// A stored record.
-#[derive(Debug)]
-pub struct Record {
-    /// The revision that wrote it.
-    pub revision: Revision,
-    /// Who speaks.
-    pub cluster: ClusterName,
-    /// About what.
-    pub key: RecordKey,
-    /// Its order among the records of its key: (generation, sequence).
-    pub order: (u64, u64),
-    /// It says that the key has no value any more.
-    pub withdrawn: bool,
-    /// The record itself, as its cluster signed it.
-    pub signed: Signed,
+/// What waking one session costs, about. Rounds are spaced so that waking takes at most a fifth of a core, however many
+/// sessions there are: a thousand are woken every 50 ms, and told all that changed since.
+const WAKE_COST: Duration = Duration::from_micros(10);
+/// The share of a core, as a divisor.
+const WAKE_SHARE: u32 = 5;
+/// No round is later than this after the one before.
+const LONGEST_ROUND: Duration = Duration::from_secs(1);
+/// How often it is checked that the store is still the one that was read.
+const CHECK_INCARNATION: Duration = Duration::from_secs(5);
+
+/// Why the copy cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The store cannot go on.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    /// The store was restored from a backup, or is another one: nothing that was read of it counts any more.
+    #[error("the store has another history now: {0} instead of {1}")]
+    Replaced(String, String),
 }
 
-impl Record {
-    fn decode(revision: Revision, value: &Bytes) -> Result<Self, String> {
-        let signed = Signed::decode(value.clone()).map_err(|error| error.to_string())?;
-        let statement = Statement::decode(signed.message.clone()).map_err(|error| error.to_string())?;
-        Ok(Self {
-            revision,
-            cluster: statement.cluster.parse().map_err(|error| format!("cluster: {error}"))?,
-            key: statement.key.parse().map_err(|error| format!("key: {error}"))?,
-            order: (statement.generation, statement.sequence),
-            withdrawn: matches!(statement.payload, Some(statement::Payload::Withdrawal(_))),
-            signed,
-        })
-    }
-}
-
-/// Where a cluster's record of a key lies in the store; `None` for what is not the federator's to keep.
-#[must_use]
-pub fn store_key(cluster: &ClusterName, key: &RecordKey) -> Option<String> {
-    let cluster = cluster.as_str();
-    match key {
-        RecordKey::Export(service) => Some(layout::export(service.namespace.as_str(), service.name.as_str(), cluster)),
-        RecordKey::Slice(service, slice) => {
-            Some(layout::slice(service.namespace.as_str(), service.name.as_str(), cluster, slice))
-        }
-        RecordKey::Gateways => Some(layout::gateway(cluster)),
-        RecordKey::Heads => Some(layout::heads(cluster)),
-        RecordKey::Bundle | RecordKey::Membership => None,
-    }
-}
-
-#[derive(Debug, Default)]
-struct Contents {
-    revision: Revision,
-    records: HashMap<Arc<str>, Arc<Record>>,
-    /// One entry a record: the revision that wrote it. What a session lacks is the part above its cursor.
-    by_revision: BTreeMap<(Revision, Arc<str>), Arc<Record>>,
-    live_exports: HashMap<ClusterName, usize>,
-}
-
-impl Contents {
-    fn put(&mut self, key: &str, record: Record) {
-        self.remove(key);
-        let (key, record): (Arc<str>, _) = (key.into(), Arc::new(record));
-        if counts(&record) {
-            *self.live_exports.entry(record.cluster.clone()).or_default() += 1;
-        }
-        self.by_revision.insert((record.revision, key.clone()), record.clone());
-        self.records.insert(key, record);
-    }
-
-    fn remove(&mut self, key: &str) {
-        if let Some((key, old)) = self.records.remove_entry(key) {
-            if counts(&old)
-                && let Some(count) = self.live_exports.get_mut(&old.cluster)
-            {
-                *count -= 1;
-            }
-            self.by_revision.remove(&(old.revision, key));
-        }
-    }
-}
-
-fn counts(record: &Record) -> bool {
-    !record.withdrawn && matches!(record.key, RecordKey::Export(_) | RecordKey::Slice(..))
-}
-
-/// The records as they are stored, shared by all sessions. Locks are held for a look only, never over a wait.
+/// The store's contents as this replica has seen them. Locks are held for a look only, never over a wait.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    contents: Arc<RwLock<Contents>>,
+    index: Arc<RwLock<Index>>,
+    liveness: Liveness,
     incarnation: Arc<str>,
     revision: Arc<watch::Sender<Revision>>,
-}
-
-/// What a session is told at once.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// Everything up to this revision is in it or was before.
-    pub revision: Revision,
-    /// The records, in the order of their revisions.
-    pub records: Vec<Signed>,
-    /// More follows.
-    pub more: bool,
+    round: Arc<watch::Sender<Revision>>,
 }
 
 impl Cache {
-    /// Reads all records.
+    /// Reads everything; `liveness` takes the leased keys.
     ///
     /// # Errors
     /// The store's.
-    pub async fn load<S: Store>(store: &S) -> Result<Self, StoreError> {
-        let incarnation = store.incarnation().await?.to_string();
-        let cache =
-            Self { contents: Arc::default(), incarnation: incarnation.into(), revision: Arc::new(watch::channel(0).0) };
-        cache.replace(&store.snapshot("").await?);
+    pub async fn load<S: Store>(store: &S, liveness: Liveness) -> Result<Self, StoreError> {
+        let cache = Self {
+            index: Arc::default(),
+            liveness,
+            incarnation: store.incarnation().await?.to_string().into(),
+            revision: Arc::new(watch::channel(0).0),
+            round: Arc::new(watch::channel(0).0),
+        };
+        cache.replace(store.snapshot("").await?);
+        cache.round.send_replace(cache.revision());
         Ok(cache)
     }
 
-    fn replace(&self, snapshot: &Snapshot) {
-        let mut contents = Contents { revision: snapshot.revision, ..Contents::default() };
+    fn replace(&self, mut snapshot: Snapshot) {
+        let mut index = Index::default();
+        snapshot.entries.sort_by_key(|entry| entry.modified);
         for entry in &snapshot.entries {
-            apply(&mut contents, &entry.key, entry.modified, Some(&entry.value));
+            put(&mut index, &entry.key, entry.modified, &entry.value);
         }
-        *self.contents.write().unwrap_or_else(PoisonError::into_inner) = contents;
+        index.reach(snapshot.revision);
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
+        let alive = snapshot.entries.iter().filter(|entry| entry.key.starts_with(layout::ALIVE));
+        self.liveness.replace(alive.map(|entry| (entry.key.as_str(), &entry.value)));
         self.revision.send_replace(snapshot.revision);
     }
 
-    /// Keeps the cache equal to the store.
+    /// Keeps the copy equal to the store.
     ///
     /// # Errors
-    /// The store's, when it cannot go on.
-    pub async fn follow<S: Store>(&self, store: S) -> Result<(), FollowError> {
-        follow(&store, "", self.revision(), |followed| match followed {
-            Followed::Snapshot(snapshot) => self.replace(&snapshot),
+    /// [`CacheError`], when it cannot go on.
+    pub async fn follow<S: Store>(&self, store: S) -> Result<(), CacheError> {
+        let followed = follow(&store, "", self.revision(), |followed| match followed {
+            Followed::Snapshot(snapshot) => self.replace(snapshot),
             Followed::Batch(batch) => self.advance(&batch),
-        })
-        .await
+        });
+        tokio::select! {
+            followed = followed => Ok(followed?),
+            replaced = self.replaced(&store) => Err(replaced),
+            () = self.rounds() => Ok(()),
+        }
+    }
+
+    async fn replaced<S: Store>(&self, store: &S) -> CacheError {
+        loop {
+            tokio::time::sleep(CHECK_INCARNATION).await;
+            // While the store is away nothing is known of it.
+            if let Ok(found) = store.incarnation().await.map(|incarnation| incarnation.to_string())
+                && *found != *self.incarnation
+            {
+                return CacheError::Replaced(found, self.incarnation.to_string());
+            }
+        }
+    }
+
+    /// Wakes the sessions, all at once, in rounds.
+    async fn rounds(&self) {
+        let mut changes = self.changes();
+        while changes.changed().await.is_ok() {
+            self.round.send_replace(*changes.borrow_and_update());
+            let sessions = u32::try_from(self.round.receiver_count()).unwrap_or(u32::MAX);
+            tokio::time::sleep((WAKE_COST * WAKE_SHARE).saturating_mul(sessions).min(LONGEST_ROUND)).await;
+        }
     }
 
     fn advance(&self, batch: &WatchBatch) {
         {
-            let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
+            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
             for change in &batch.changes {
                 match change {
-                    Change::Put(entry) => apply(&mut contents, &entry.key, entry.modified, Some(&entry.value)),
-                    Change::Delete { key, .. } => apply(&mut contents, key, batch.revision, None),
+                    Change::Put(entry) => put(&mut index, &entry.key, entry.modified, &entry.value),
+                    Change::Delete { key } => index.remove(key),
                 }
             }
-            contents.revision = batch.revision;
+            index.reach(batch.revision);
+        }
+        for change in batch.changes.iter().filter(|change| change.key().starts_with(layout::ALIVE)) {
+            match change {
+                Change::Put(entry) => self.liveness.put(&entry.key, &entry.value),
+                Change::Delete { key } => self.liveness.lost(key),
+            }
         }
         self.revision.send_replace(batch.revision);
+    }
+
+    /// Looks into the index.
+    pub fn read<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
+        look(&self.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Who is connected.
+    #[must_use]
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// The revision the cache has reached.
@@ -172,10 +149,16 @@ impl Cache {
         *self.revision.borrow()
     }
 
-    /// Changes when the revision does.
+    /// Changes with every revision.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<Revision> {
         self.revision.subscribe()
+    }
+
+    /// Changes when sessions are to look again: after every revision while they are few, in rounds when they are many.
+    #[must_use]
+    pub fn round(&self) -> watch::Receiver<Revision> {
+        self.round.subscribe()
     }
 
     /// Which history the revisions belong to.
@@ -183,72 +166,10 @@ impl Cache {
     pub fn incarnation(&self) -> &str {
         &self.incarnation
     }
-
-    /// The stored record of a key.
-    #[must_use]
-    pub fn record(&self, store_key: &str) -> Option<Arc<Record>> {
-        self.contents.read().unwrap_or_else(PoisonError::into_inner).records.get(store_key).cloned()
-    }
-
-    /// How many exports and slices of a cluster are live.
-    #[must_use]
-    pub fn live_exports(&self, cluster: &ClusterName) -> usize {
-        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-        contents.live_exports.get(cluster).copied().unwrap_or(0)
-    }
-
-    /// How many records there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.contents.read().unwrap_or_else(PoisonError::into_inner).records.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The next records after `cursor` that `wanted` takes, at most `limit`.
-    pub fn after(&self, cursor: Revision, limit: usize, wanted: impl Fn(&Record) -> bool) -> Batch {
-        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-        let mut batch = Batch { revision: contents.revision, ..Batch::default() };
-        let mut last = cursor;
-        for ((revision, _), record) in contents.by_revision.range((cursor + 1, Arc::from(""))..) {
-            // A revision is told whole: the cursor is a revision.
-            if batch.records.len() >= limit && *revision != last {
-                batch.more = true;
-                batch.revision = last;
-                return batch;
-            }
-            last = *revision;
-            if wanted(record) {
-                batch.records.push(record.signed.clone());
-            }
-        }
-        batch
-    }
-
-    /// All records of these namespaces that `wanted` takes: what a subscriber lacks that widens its interest.
-    pub fn of_namespaces(&self, namespaces: &BTreeSet<Namespace>, wanted: impl Fn(&Record) -> bool) -> Batch {
-        let contents = self.contents.read().unwrap_or_else(PoisonError::into_inner);
-        let in_scope = |record: &Record| record.key.namespace().is_some_and(|namespace| namespaces.contains(namespace));
-        let records = contents.records.values().filter(|record| in_scope(record) && wanted(record));
-        Batch {
-            revision: contents.revision,
-            records: records.map(|record| record.signed.clone()).collect(),
-            more: false,
-        }
-    }
 }
 
-fn apply(contents: &mut Contents, key: &str, revision: Revision, value: Option<&Bytes>) {
-    if !RECORDS.iter().any(|prefix| key.starts_with(prefix)) {
-        return;
-    }
-    match value.map(|value| Record::decode(revision, value)) {
-        None => contents.remove(key),
-        Some(Ok(record)) => contents.put(key, record),
-        Some(Err(error)) => error!(key, %error, "stored value does not decode: keeping the last good one"),
+fn put(index: &mut Index, key: &str, revision: Revision, value: &[u8]) {
+    if let Err(error) = index.put(key, revision, value) {
+        error!(key, %error, "stored value does not decode: keeping the last good one");
     }
 }

@@ -8,6 +8,8 @@ use federation_store::StoreConfig;
 use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
 
+use crate::quota::Quota;
+
 /// `federator --config FILE`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -38,24 +40,6 @@ pub struct Config {
     pub quota: Quota,
 }
 
-/// What one cluster may use.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
-pub struct Quota {
-    /// Live exports and headless slices.
-    pub exports: usize,
-    /// Bytes of one record.
-    pub record_bytes: usize,
-    /// Records in one message.
-    pub publish_records: usize,
-}
-
-impl Default for Quota {
-    fn default() -> Self {
-        Self { exports: 5_000, record_bytes: 64 * 1024, publish_records: 100 }
-    }
-}
-
 fn default_replica() -> String {
     "federator-0".to_owned()
 }
@@ -81,9 +65,7 @@ impl Configuration for Config {
         if self.pending_handshakes == 0 {
             problems.push("pendingHandshakes: must be at least 1".to_owned());
         }
-        if self.quota.publish_records == 0 || self.quota.record_bytes == 0 || self.quota.exports == 0 {
-            problems.push("quota: every limit must be at least 1".to_owned());
-        }
+        problems.extend(self.quota.problems());
         for (field, directory) in
             [("serviceDirectory", &self.service_directory), ("stateDirectory", &self.state_directory)]
         {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use federation::{ClusterName, FederationDomain};
-use federation_api::record::v1::{Member, Signed};
+use federation::{ClusterName, FederationDomain, RecordKey};
+use federation_api::record::v1::{Member, Signed, Statement};
 use federation_api::signing::PublicKey;
 use federation_api::trust::v1::WatchResponse;
 use federation_api::verify::{DenyList, VerifiedMember, verify_deny_list, verify_member};
+use prost::Message;
 use tracing::{error, info};
 
 /// The verified members of one federation. Nothing that does not verify under the membership root is in it, whatever
@@ -20,13 +21,22 @@ pub struct Members {
     /// What was verified, to be written down.
     sources: BTreeMap<ClusterName, Member>,
     deny_list: Option<(DenyList, Signed)>,
+    /// The generation that left, and the statement by which it did.
+    departures: BTreeMap<ClusterName, (u64, Signed)>,
 }
 
 impl Members {
     /// Nobody yet.
     #[must_use]
     pub fn new(root: PublicKey, federation: FederationDomain) -> Self {
-        Self { root, federation, members: BTreeMap::new(), sources: BTreeMap::new(), deny_list: None }
+        Self {
+            root,
+            federation,
+            members: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            deny_list: None,
+            departures: BTreeMap::new(),
+        }
     }
 
     /// A member that is not shut out.
@@ -35,16 +45,31 @@ impl Members {
         self.members.get(cluster).filter(|member| !self.shut_out(member)).cloned()
     }
 
-    /// Whether the deny-list names the cluster.
+    /// Whether the deny-list names the cluster, or it has left.
     #[must_use]
     pub fn is_denied(&self, cluster: &ClusterName) -> bool {
         self.members.get(cluster).is_some_and(|member| self.shut_out(member))
     }
 
     fn shut_out(&self, member: &VerifiedMember) -> bool {
-        self.deny_list.as_ref().is_some_and(|(list, _)| {
-            list.quarantines(member.cluster()) || list.evicts(member.cluster(), member.generation())
-        })
+        self.quarantines(member.cluster()) || self.void(member.cluster(), member.generation())
+    }
+
+    fn quarantines(&self, cluster: &ClusterName) -> bool {
+        self.deny_list.as_ref().is_some_and(|(list, _)| list.quarantines(cluster))
+    }
+
+    /// Whether records of this membership are to be deleted: it was evicted, or has left. Quarantine deletes nothing.
+    #[must_use]
+    pub fn void(&self, cluster: &ClusterName, generation: u64) -> bool {
+        self.deny_list.as_ref().is_some_and(|(list, _)| list.evicts(cluster, generation))
+            || self.departures.get(cluster).is_some_and(|(left, _)| generation <= *left)
+    }
+
+    /// The membership of a cluster, shut out or not: whose signature its stored records bear.
+    #[must_use]
+    pub fn known(&self, cluster: &ClusterName) -> Option<&Arc<VerifiedMember>> {
+        self.members.get(cluster)
     }
 
     /// Everybody that is not shut out.
@@ -60,9 +85,31 @@ impl Members {
                 Err(error) => error!(%error, "trust-bundle named a member that does not verify: ignored"),
             }
         }
+        for departure in &response.departures {
+            if let Err(error) = self.take_departure(departure) {
+                error!(error, "trust-bundle named a departure that does not verify: ignored");
+            }
+        }
         if let Some(signed) = &response.deny_list {
             self.take_deny_list(signed);
         }
+    }
+
+    /// A member that has left signed so itself.
+    fn take_departure(&mut self, signed: &Signed) -> Result<(), String> {
+        let named = Statement::decode(signed.message.clone()).map_err(|error| error.to_string())?;
+        let cluster: ClusterName = named.cluster.parse().map_err(|error| format!("cluster: {error}"))?;
+        let Some(member) = self.members.get(&cluster).filter(|member| member.generation() == named.generation) else {
+            // A membership that is not known, or was replaced: there is nobody to let go.
+            return Ok(());
+        };
+        let statement = member.verify(signed).map_err(|error| error.to_string())?;
+        if statement.key != RecordKey::Membership {
+            return Err(format!("it is about {}", statement.key));
+        }
+        info!(%cluster, generation = statement.generation, "member left");
+        self.departures.insert(cluster, (statement.generation, signed.clone()));
+        Ok(())
     }
 
     fn take(&mut self, verified: VerifiedMember, source: &Member) {
@@ -94,6 +141,7 @@ impl Members {
             full: true,
             members: self.sources.values().cloned().collect(),
             deny_list: self.deny_list.as_ref().map(|(_, signed)| signed.clone()),
+            departures: self.departures.values().map(|(_, signed)| signed.clone()).collect(),
             ..WatchResponse::default()
         }
     }

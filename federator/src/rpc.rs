@@ -2,32 +2,33 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use federation::ClusterName;
 use federation_api::federation::v1::federation_server::Federation;
 use federation_api::federation::v1::session_response::Response as Message;
 use federation_api::federation::v1::{Hello, Limits, SessionRequest, SessionResponse, Welcome, session_request};
 use federation_api::verify::VerifiedMember;
-use federation_store::Store;
+use federation_store::{Store, StoreError};
 use futures_util::Stream;
 use mesh_tls::rpc::peer;
-use prometheus_client::metrics::gauge::Gauge;
 use spiffe_identity::{PlaneRole, TrustDomain};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 
-use crate::publish::Epoch;
+use crate::admission::Epoch;
+use crate::protocol::{Protocol, Violation, negotiate, resumes};
+use crate::publish::take_epoch;
 use crate::session::{RESPONSES, Session, SessionEnd, Shared, response};
 
-/// The version of the protocol that this service speaks.
-const VERSION: u32 = 1;
 /// A session must say hello within this time.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a cluster that has just joined may be unknown here.
 const MEMBER_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a client waits for this replica to see what it has seen at another one.
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Serves `federation.v1`.
 #[derive(Debug)]
@@ -35,13 +36,12 @@ pub struct FederationService<S> {
     shared: Shared<S>,
     trust_domain: TrustDomain,
     replica: String,
-    sessions: Gauge<i64>,
 }
 
 impl<S: Store> FederationService<S> {
-    /// Serves members of the federation `trust_domain`; `sessions` counts them.
-    pub fn new(shared: Shared<S>, trust_domain: TrustDomain, replica: String, sessions: Gauge<i64>) -> Self {
-        Self { shared, trust_domain, replica, sessions }
+    /// Serves members of the federation `trust_domain`.
+    pub fn new(shared: Shared<S>, trust_domain: TrustDomain, replica: String) -> Self {
+        Self { shared, trust_domain, replica }
     }
 
     /// The caller's membership, by its certificate.
@@ -71,47 +71,63 @@ impl<S: Store> FederationService<S> {
         let hello = tokio::time::timeout(HELLO_DEADLINE, hello(&mut requests))
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came in time"))??;
-        let cache = &self.shared.cache;
-        let resumed = hello.incarnation == cache.incarnation() && (1..=cache.revision()).contains(&hello.revision);
-        let epoch = match hello.publisher {
-            false => None,
-            true => {
-                let taken = Epoch::take(self.shared.publisher.store(), member.cluster()).await;
-                Some(taken.map_err(|error| Status::unavailable(format!("the store failed: {error}")))?)
-            }
-        };
+        let version = negotiate(&hello).map_err(|violation| SessionEnd::from(violation).status())?;
+        let (cache, cluster) = (&self.shared.cache, member.cluster().clone());
+        self.catch_up(&hello).await;
+        let epoch = if hello.publisher { Some(self.take_epoch(&cluster).await?) } else { None };
+        let now = Instant::now();
+        let opened = cache.read(|index| {
+            let resumed = resumes(&hello, cache.incarnation(), index);
+            let heartbeat = self.shared.heartbeat;
+            Ok((Protocol::open(cluster.clone(), &hello, resumed, index, heartbeat, now)?, resumed))
+        });
+        let (protocol, resumed) = opened.map_err(|violation: Violation| SessionEnd::from(violation).status())?;
+        let namespaces = hello.namespaces.len();
+        let entry = self.shared.registry.open(&cluster, &hello.replica, hello.publisher, resumed, namespaces);
+        let entry = entry.ok_or_else(|| Status::resource_exhausted(format!("{cluster} has too many sessions here")))?;
         let (responses, stream) = mpsc::channel(RESPONSES);
-        let welcome = self.welcome(epoch.as_ref(), resumed);
-        let cluster = member.cluster().clone();
-        let session = Session::new(self.shared.clone(), member, &hello, epoch, resumed, responses.clone())
-            .map_err(|end| Status::invalid_argument(end.to_string()))?;
+        let welcome = self.welcome(version, epoch.as_ref(), resumed);
         // The channel is new and empty: this does not wait.
         let _ = responses.send(Ok(response(Message::Welcome(welcome)))).await;
         info!(%cluster, replica = %hello.replica, publisher = hello.publisher, resumed, "session opened");
-        let sessions = self.sessions.clone();
-        sessions.inc();
+        let session =
+            Session { shared: self.shared.clone(), member, epoch, protocol, entry, responses: responses.clone() };
+        let metrics = self.shared.metrics.clone();
+        metrics.opened(resumed);
         tokio::spawn(async move {
             let end = session.run(requests).await;
-            sessions.dec();
+            metrics.ended(end.kind());
             info!(%cluster, reason = %end, "session ended");
-            let status = match end {
-                SessionEnd::ShutOut(_) => Status::permission_denied(end.to_string()),
-                SessionEnd::Protocol(_) => Status::invalid_argument(end.to_string()),
-                SessionEnd::Closed | SessionEnd::Silent(_) | SessionEnd::Draining | SessionEnd::Store(_) => {
-                    Status::unavailable(end.to_string())
-                }
-            };
             // A peer that reads nothing is not waited for.
-            let _ = responses.try_send(Err(status));
+            let _ = responses.try_send(Err(end.status()));
         });
         Ok(ReceiverStream::new(stream))
     }
 
-    fn welcome(&self, epoch: Option<&Epoch>, resumed: bool) -> Welcome {
+    /// A client that comes from another replica may have seen more than this one: it is given the time to see it too.
+    async fn catch_up(&self, hello: &Hello) {
+        let cache = &self.shared.cache;
+        if hello.incarnation == cache.incarnation() {
+            let mut changes = cache.changes();
+            let reached = changes.wait_for(|revision| *revision >= hello.revision);
+            let _ = tokio::time::timeout(CATCH_UP_DEADLINE, reached).await;
+        }
+    }
+
+    async fn take_epoch(&self, cluster: &ClusterName) -> Result<Epoch, Status> {
+        let failed = |error: StoreError| Status::unavailable(format!("the store failed: {error}"));
+        let (lease, value) = self.shared.presence.offer().await.map_err(failed)?;
+        let taken = take_epoch(self.shared.publisher.store(), cluster, value.clone(), lease).await;
+        let epoch = taken.map_err(failed)?;
+        self.shared.presence.hold(cluster, &epoch, value);
+        Ok(epoch)
+    }
+
+    fn welcome(&self, version: u32, epoch: Option<&Epoch>, resumed: bool) -> Welcome {
         let quota = self.shared.publisher.quota();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Welcome {
-            version: VERSION,
+            version,
             incarnation: self.shared.cache.incarnation().to_owned(),
             session_epoch: epoch.map_or(0, |epoch| epoch.number),
             heartbeat_interval_ms: u32::try_from(self.shared.heartbeat.as_millis()).unwrap_or(u32::MAX),
@@ -127,14 +143,10 @@ impl<S: Store> FederationService<S> {
 }
 
 async fn hello(requests: &mut Streaming<SessionRequest>) -> Result<Hello, Status> {
-    let first = requests.message().await?.and_then(|request| request.request);
-    let Some(session_request::Request::Hello(hello)) = first else {
-        return Err(Status::invalid_argument("the first request must be a hello"));
-    };
-    if hello.versions.contains(&VERSION) {
-        return Ok(hello);
+    match requests.message().await?.and_then(|request| request.request) {
+        Some(session_request::Request::Hello(hello)) => Ok(hello),
+        _ => Err(Status::invalid_argument("the first request must be a hello")),
     }
-    Err(Status::failed_precondition(format!("this replica speaks version {VERSION}, the client {:?}", hello.versions)))
 }
 
 #[tonic::async_trait]

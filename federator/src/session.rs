@@ -1,49 +1,60 @@
-//! One control-plane's session: what it is told, and what it says.
-//!
-//! The session's whole backlog is its cursor: everything above it in the cache's index of revisions, latest value per
-//! key, is what it lacks. A receiver that does not read costs nothing but its cursor and [`RESPONSES`] messages.
+//! Drives one control-plane's [`Protocol`]: the stream, the clock, the store.
 
-use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use federation::{ClusterName, Namespace};
+use federation::ClusterName;
 use federation_api::federation::v1::session_response::Response;
-use federation_api::federation::v1::{
-    Changes, GoAway, Hello, Interest, Liveness as LivenessMessage, Publish, Published, ServerHeartbeat, SessionRequest,
-    SessionResponse, SnapshotComplete, session_request,
-};
+use federation_api::federation::v1::{GoAway, PublishResult, SessionRequest, SessionResponse};
 use federation_api::verify::VerifiedMember;
-use federation_store::{Revision, Store, StoreError};
+use federation_store::{Store, StoreError};
 use mesh_runtime::DrainWatcher;
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::cache::{Cache, Record};
-use crate::liveness::{Alive, Liveness, Table};
+use crate::admission::Epoch;
+use crate::cache::Cache;
+use crate::liveness::now_ms;
 use crate::members::Members;
-use crate::publish::{Epoch, Publisher};
+use crate::metrics::Metrics;
+use crate::presence::Presence;
+use crate::protocol::{Heard, Protocol, Violation};
+use crate::publish::Publisher;
+use crate::registry::{Entry, Registry};
 
-/// Responses that may wait for a slow receiver; each holds at most 200 records.
-pub const RESPONSES: usize = 4;
-/// Records in one message.
-const BATCH: usize = 200;
-/// Namespaces that one session may ask for.
-const MAX_NAMESPACES: usize = 10_000;
+/// Responses that may wait for a slow receiver.
+pub const RESPONSES: usize = 2;
+/// How long the store may take to answer for a message of records.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(20);
+/// Changes of the clusters' liveness are told at most so often.
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(250);
+/// While a replica drains, its sessions are sent away over this time each, so that they do not come to another at once.
+const AWAY_SPREAD: Duration = Duration::from_millis(2);
+/// But over no longer than this.
+const AWAY_LONGEST: Duration = Duration::from_secs(3);
+/// How long a receiver that drains may take to read its last message.
+const AWAY_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What sessions share.
 #[derive(Debug, Clone)]
 pub struct Shared<S> {
-    /// The records.
+    /// The records, and who is connected.
     pub cache: Cache,
     /// Writes.
     pub publisher: Publisher<S>,
-    /// Who is connected.
-    pub liveness: Liveness,
+    /// The leased keys of the sessions here.
+    pub presence: Presence,
     /// Who is believed.
     pub members: watch::Receiver<Arc<Members>>,
+    /// The open sessions.
+    pub registry: Registry,
+    /// What is counted.
+    pub metrics: Metrics,
     /// How often heartbeats go both ways; a silent session ends after three.
     pub heartbeat: Duration,
     /// The process's drain.
@@ -56,237 +67,206 @@ pub enum SessionEnd {
     /// The other side closed it.
     #[error("closed by the peer")]
     Closed,
-    /// Nothing was heard for three heartbeats.
-    #[error("nothing was heard for {0:?}")]
-    Silent(Duration),
-    /// The cluster was quarantined or evicted.
+    /// The cluster was quarantined or evicted, or has left.
     #[error("cluster {0} is shut out")]
     ShutOut(ClusterName),
     /// This replica goes away.
     #[error("the replica drains")]
     Draining,
     /// What was published may or may not be stored: the client publishes it again in its next session.
-    #[error("the store failed")]
+    #[error("the store failed: {0}")]
     Store(#[from] StoreError),
-    /// It broke the protocol.
+    /// The protocol does not let it go on.
     #[error("protocol: {0}")]
-    Protocol(String),
+    Protocol(#[from] Violation),
 }
+
+impl SessionEnd {
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ShutOut(_) => "shut_out",
+            Self::Draining => "draining",
+            Self::Store(_) => "store",
+            Self::Protocol(Violation::Silent(_)) => "silent",
+            Self::Protocol(Violation::Behind(_)) => "behind",
+            Self::Protocol(_) => "protocol",
+        }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::ShutOut(_) => Status::permission_denied(self.to_string()),
+            Self::Protocol(Violation::Malformed(_)) => Status::invalid_argument(self.to_string()),
+            Self::Protocol(Violation::Version(_)) => Status::failed_precondition(self.to_string()),
+            _ => Status::unavailable(self.to_string()),
+        }
+    }
+
+    fn silent(&self) -> bool {
+        matches!(self, Self::Protocol(Violation::Silent(_)))
+    }
+}
+
+type Publishing = Pin<Box<dyn Future<Output = Result<Vec<PublishResult>, StoreError>> + Send>>;
+type Responses = mpsc::Sender<Result<SessionResponse, Status>>;
 
 /// A session after its hello.
 pub struct Session<S> {
-    shared: Shared<S>,
-    member: Arc<VerifiedMember>,
-    interest: BTreeSet<Namespace>,
-    epoch: Option<Epoch>,
-    /// The publisher's session keeps its cluster alive; replicas that only watch do not speak for it.
-    alive: Option<Alive<S>>,
-    cursor: Revision,
-    /// Namespaces whose snapshot is to be marked complete once the cursor has reached the end.
-    unmarked: Option<BTreeSet<Namespace>>,
-    responses: mpsc::Sender<Result<SessionResponse, Status>>,
+    pub(crate) shared: Shared<S>,
+    pub(crate) member: Arc<VerifiedMember>,
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) protocol: Protocol,
+    pub(crate) entry: Entry,
+    pub(crate) responses: Responses,
 }
 
 impl<S: Store> Session<S> {
-    /// A session that begins where its hello says. A resumed one has a cursor; any other begins at 0 with a snapshot.
-    ///
-    /// # Errors
-    /// [`SessionEnd::Protocol`] when the hello's namespaces are no names.
-    pub fn new(
-        shared: Shared<S>,
-        member: Arc<VerifiedMember>,
-        hello: &Hello,
-        epoch: Option<Epoch>,
-        resumed: bool,
-        responses: mpsc::Sender<Result<SessionResponse, Status>>,
-    ) -> Result<Self, SessionEnd> {
-        let interest = parse_namespaces(&hello.namespaces)?;
-        let store = shared.publisher.store();
-        let alive = epoch.as_ref().map(|_| Alive::new(store.clone(), member.cluster(), shared.heartbeat * 3));
-        let cursor = if resumed { hello.revision } else { 0 };
-        let unmarked = Some(interest.clone());
-        Ok(Self { shared, member, interest, epoch, alive, cursor, unmarked, responses })
+    /// Runs until either side ends it.
+    pub(crate) async fn run(mut self, requests: Streaming<SessionRequest>) -> SessionEnd {
+        let end = self.converse(requests).await;
+        if let Some(epoch) = &self.epoch {
+            self.shared.presence.release(self.member.cluster(), epoch.number, end.silent()).await;
+        }
+        end
     }
 
-    /// Runs until either side ends it.
-    pub async fn run(mut self, mut requests: Streaming<SessionRequest>) -> SessionEnd {
-        let cluster = self.member.cluster().clone();
-        let mut changes = self.shared.cache.changes();
-        let mut liveness = self.shared.liveness.watch();
-        let mut members = self.shared.members.clone();
-        let mut heartbeat = interval(self.shared.heartbeat);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let drain = self.shared.drain.clone();
-        let mut heard = Instant::now();
+    async fn converse(&mut self, mut requests: Streaming<SessionRequest>) -> SessionEnd {
+        let mut round = self.shared.cache.round();
+        let mut liveness = self.shared.cache.liveness().watch();
         liveness.mark_changed();
-        self.keep_alive().await;
+        let mut members = self.shared.members.clone();
+        let drain = self.shared.drain.clone();
+        let responses = self.responses.clone();
+        let mut publishing: Option<Publishing> = None;
+        let (mut told_liveness, mut liveness_due) = (0, Instant::now());
         loop {
-            let silence = self.shared.heartbeat * 3;
-            let backlog = self.has_backlog();
-            let responses = self.responses.clone();
+            self.entry.note(self.protocol.progress(), self.protocol.waiting());
+            let news = self.protocol.has_news(*round.borrow_and_update());
+            let listening = publishing.is_none() && !self.protocol.is_full();
+            if !listening {
+                // What is not read cannot be heard.
+                self.protocol.heard(Instant::now().into_std());
+            }
             tokio::select! {
-                request = requests.message() => {
-                    heard = Instant::now();
-                    match self.hear(request).await {
-                        Ok(()) => {}
-                        Err(end) => return end,
+                request = requests.message(), if listening => match self.hear(request) {
+                    Ok(None) => {}
+                    Ok(stored) => publishing = stored,
+                    Err(end) => return end,
+                },
+                results = answer(&mut publishing), if publishing.is_some() => {
+                    publishing = None;
+                    match results {
+                        Ok(results) => self.answer(results),
+                        Err(error) => return error.into(),
                     }
                 }
-                permit = responses.reserve(), if backlog => match permit {
-                    Ok(permit) => self.tell(permit),
+                permit = responses.reserve(), if news => match permit {
+                    Ok(permit) => if let Err(end) = self.tell(permit) { return end },
                     Err(_) => return SessionEnd::Closed,
                 },
-                changed = changes.changed(), if !backlog => if changed.is_err() { return SessionEnd::Draining },
-                changed = liveness.changed() => {
-                    if changed.is_err() || self.send(liveness_message(&self.shared.liveness, &mut liveness)).await.is_err() {
-                        return SessionEnd::Closed;
+                changed = round.changed(), if !news => if changed.is_err() { return SessionEnd::Draining },
+                changed = wait(&mut liveness, liveness_due), if !self.protocol.is_full() => {
+                    if changed.is_err() { return SessionEnd::Draining }
+                    let (clusters, last) = self.shared.cache.liveness().since(told_liveness);
+                    (told_liveness, liveness_due) = (last, Instant::now() + LIVENESS_INTERVAL);
+                    if !clusters.is_empty() { self.protocol.liveness(clusters) }
+                }
+                () = sleep_until(self.protocol.deadline().into()) => {
+                    if let Err(violation) = self.protocol.timeout(Instant::now().into_std(), now_ms()) {
+                        return violation.into();
                     }
                 }
-                _ = heartbeat.tick() => {
-                    if heard.elapsed() > silence {
-                        return SessionEnd::Silent(silence);
-                    }
-                    let beat = ServerHeartbeat { revision: self.cursor, time_ms: now_ms() };
-                    // A receiver that takes nothing needs no heartbeat: it has its silence to notice.
-                    if let Ok(permit) = responses.try_reserve() {
-                        permit.send(Ok(response(Response::Heartbeat(beat))));
-                    }
-                }
-                changed = members.changed() => {
-                    let now = members.borrow_and_update().clone();
-                    match now.member(&cluster) {
-                        Some(member) if changed.is_ok() => self.member = member,
-                        _ => return SessionEnd::ShutOut(cluster),
-                    }
-                }
-                () = drain.signaled() => {
-                    let away = GoAway { reason: "draining".to_owned(), retry_after_ms: 0 };
-                    let _ = self.send(Response::GoAway(away)).await;
-                    return SessionEnd::Draining;
-                }
+                changed = members.changed() => match members.borrow_and_update().member(self.member.cluster()) {
+                    Some(member) if changed.is_ok() => self.member = member,
+                    _ => return SessionEnd::ShutOut(self.member.cluster().clone()),
+                },
+                () = drain.signaled() => return self.send_away().await,
             }
         }
     }
 
-    fn has_backlog(&self) -> bool {
-        self.cursor < self.shared.cache.revision() || self.unmarked.is_some()
-    }
-
-    /// Whether the session is to be told a record: everybody else's, in the namespaces it has, unless its speaker is shut out.
-    fn wants<'a>(&'a self, members: &'a Members) -> impl Fn(&Record) -> bool + 'a {
-        move |record| {
-            record.cluster != *self.member.cluster()
-                && record.key.namespace().is_none_or(|namespace| self.interest.contains(namespace))
-                && members.member(&record.cluster).is_some()
-        }
-    }
-
-    /// Tells the next part of the backlog.
-    fn tell(&mut self, permit: mpsc::Permit<'_, Result<SessionResponse, Status>>) {
-        let members = self.shared.members.borrow().clone();
-        let batch = self.shared.cache.after(self.cursor, BATCH, self.wants(&members));
-        self.cursor = batch.revision;
-        if batch.records.is_empty() && !batch.more {
-            if let Some(namespaces) = self.unmarked.take() {
-                let namespaces = namespaces.iter().map(ToString::to_string).collect();
-                let marker = SnapshotComplete { revision: batch.revision, namespaces };
-                permit.send(Ok(response(Response::SnapshotComplete(marker))));
-            }
-            return;
-        }
-        debug!(cluster = %self.member.cluster(), records = batch.records.len(), revision = batch.revision, "telling");
-        permit.send(Ok(response(Response::Changes(Changes { revision: batch.revision, records: batch.records }))));
-    }
-
-    async fn hear(&mut self, request: Result<Option<SessionRequest>, Status>) -> Result<(), SessionEnd> {
+    fn hear(&mut self, request: Result<Option<SessionRequest>, Status>) -> Result<Option<Publishing>, SessionEnd> {
         let request = match request {
-            Ok(Some(request)) => request.request,
+            Ok(Some(request)) => request,
             Ok(None) => return Err(SessionEnd::Closed),
-            Err(status) => return Err(SessionEnd::Protocol(status.message().to_owned())),
-        };
-        match request {
-            Some(session_request::Request::Heartbeat(beat)) => {
-                self.shared.liveness.applied(self.member.cluster(), beat.applied_revision);
-                self.keep_alive().await;
-                Ok(())
+            Err(status) if status.code() == tonic::Code::Unknown || status.code() == tonic::Code::Cancelled => {
+                return Err(SessionEnd::Closed);
             }
-            Some(session_request::Request::Publish(publish)) => self.publish(publish).await,
-            Some(session_request::Request::Interest(interest)) => self.widen(&interest).await,
-            Some(session_request::Request::Hello(_)) => Err(SessionEnd::Protocol("a second hello".to_owned())),
-            // A request of a later version: nothing that this one must act on.
-            None => Ok(()),
-        }
-    }
-
-    async fn keep_alive(&mut self) {
-        let Some(alive) = &mut self.alive else { return };
-        if let Err(error) = alive.heard().await {
-            warn!(cluster = %self.member.cluster(), %error, "liveness not written");
-        }
-    }
-
-    async fn publish(&mut self, publish: Publish) -> Result<(), SessionEnd> {
+            Err(status) => return Err(Violation::Malformed(status.message().to_owned()).into()),
+        };
         let most = self.shared.publisher.quota().publish_records;
-        if publish.records.len() > most {
-            return Err(SessionEnd::Protocol(format!(
-                "{} records in one message, {most} are allowed",
-                publish.records.len()
-            )));
+        match self.protocol.hear(request, most, Instant::now().into_std())? {
+            Heard::Nothing => Ok(None),
+            Heard::Alive => {
+                let applied = self.protocol.progress().applied;
+                self.shared.cache.liveness().applied(self.member.cluster(), applied);
+                Ok(None)
+            }
+            Heard::Publish(records) => {
+                let (publisher, member) = (self.shared.publisher.clone(), Arc::clone(&self.member));
+                let epoch = self.epoch.clone();
+                Ok(Some(Box::pin(async move {
+                    let published = publisher.publish(&member, epoch.as_ref(), records);
+                    let late = |_| StoreError::Unavailable("it did not answer in time".into());
+                    timeout(PUBLISH_DEADLINE, published).await.map_err(late)?
+                })))
+            }
         }
-        let stored = publish
-            .records
-            .into_iter()
-            .map(|signed| self.shared.publisher.publish(&self.member, self.epoch.as_ref(), signed));
-        let results = futures_util::future::try_join_all(stored).await?;
+    }
+
+    fn answer(&mut self, results: Vec<PublishResult>) {
         for refused in results.iter().filter(|result| result.refusal.is_some()) {
             info!(cluster = %self.member.cluster(), key = %refused.key, refusal = ?refused.refusal, "record refused");
         }
-        self.send(Response::Published(Published { results })).await
+        self.protocol.published(results);
     }
 
-    /// Takes a new interest; the namespaces that are new get their records and their marker.
-    async fn widen(&mut self, interest: &Interest) -> Result<(), SessionEnd> {
-        let wanted = parse_namespaces(&interest.namespaces)?;
-        let new: BTreeSet<_> = wanted.difference(&self.interest).cloned().collect();
-        self.interest = wanted;
-        if new.is_empty() {
-            return Ok(());
+    /// Tells the next part of what the receiver lacks.
+    fn tell(&mut self, permit: mpsc::Permit<'_, Result<SessionResponse, Status>>) -> Result<(), SessionEnd> {
+        let now = Instant::now().into_std();
+        let protocol = &mut self.protocol;
+        match self.shared.cache.read(|index| protocol.next(index, now))? {
+            None => {}
+            Some(next) => {
+                if let Response::Changes(changes) = &next {
+                    self.shared.metrics.told(changes.records.len(), changes.encoded_len());
+                }
+                permit.send(Ok(response(next)));
+            }
         }
-        let members = self.shared.members.borrow().clone();
-        let batch = self.shared.cache.of_namespaces(&new, self.wants(&members));
-        for records in batch.records.chunks(BATCH) {
-            // The cursor stays: what it lacks comes again, and is the same.
-            let changes = Changes { revision: self.cursor, records: records.to_vec() };
-            self.send(Response::Changes(changes)).await?;
-        }
-        let namespaces = new.iter().map(ToString::to_string).collect();
-        self.send(Response::SnapshotComplete(SnapshotComplete { revision: self.cursor, namespaces })).await
+        Ok(())
     }
 
-    async fn send(&self, message: Response) -> Result<(), SessionEnd> {
-        self.responses.send(Ok(response(message))).await.map_err(|_| SessionEnd::Closed)
+    /// Sends the control-plane to another replica, each at another time.
+    async fn send_away(&self) -> SessionEnd {
+        let sessions = u32::try_from(self.shared.registry.len()).unwrap_or(u32::MAX);
+        let spread = AWAY_SPREAD.saturating_mul(sessions).min(AWAY_LONGEST);
+        let wait = spread.mul_f64(rand::random::<f64>());
+        let retry_after_ms = u32::try_from(wait.as_millis()).unwrap_or(0);
+        let away = Response::GoAway(GoAway { reason: "draining".to_owned(), retry_after_ms });
+        if timeout(AWAY_DEADLINE, self.responses.send(Ok(response(away)))).await.is_err() {
+            warn!(cluster = %self.member.cluster(), "the receiver reads nothing: cut off without a word");
+        }
+        SessionEnd::Draining
     }
 }
 
-fn liveness_message(liveness: &Liveness, table: &mut watch::Receiver<Table>) -> Response {
-    table.mark_unchanged();
-    Response::Liveness(LivenessMessage { clusters: liveness.list() })
+/// The answer of the store.
+async fn answer(publishing: &mut Option<Publishing>) -> Result<Vec<PublishResult>, StoreError> {
+    match publishing {
+        Some(publishing) => publishing.await,
+        None => std::future::pending().await,
+    }
 }
 
-fn parse_namespaces(names: &[String]) -> Result<BTreeSet<Namespace>, SessionEnd> {
-    if names.len() > MAX_NAMESPACES {
-        return Err(SessionEnd::Protocol(format!("{} namespaces, {MAX_NAMESPACES} are allowed", names.len())));
-    }
-    let parse = |name: &String| name.parse().map_err(|error| SessionEnd::Protocol(format!("namespaces: {error}")));
-    names.iter().map(parse).collect()
+/// The next change, but not before its time.
+async fn wait(changes: &mut watch::Receiver<u64>, due: Instant) -> Result<(), watch::error::RecvError> {
+    sleep_until(due).await;
+    changes.changed().await
 }
 
 /// A response around one message.
 pub(crate) fn response(message: Response) -> SessionResponse {
     SessionResponse { response: Some(message) }
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -10,9 +10,8 @@ use federation::export::IpFamily;
 use federation::{ClusterName, Export, FederationDomain, RecordKey, ServiceId, ServiceType};
 use federation_api::client::Events;
 use federation_api::client::federation::{Session, SessionCursor, SessionEvent, SessionOptions};
-use federation_api::federation::v1::Welcome;
-use federation_api::federation::v1::federation_server::FederationServer;
 use federation_api::federation::v1::refusal::Reason;
+use federation_api::federation::v1::{PublishResult, Welcome};
 use federation_api::payload::Payload;
 use federation_api::record::v1::{Member, Signed};
 use federation_api::signing::{MembershipRoot, PublishKey, Speaker};
@@ -20,124 +19,176 @@ use federation_api::token::{JoinToken, TokenRequest};
 use federation_api::trust::v1::WatchResponse;
 use federation_api::verify::DenyList;
 use federation_store::EmbeddedStore;
-use federator::cache::Cache;
-use federator::config::Quota;
-use federator::liveness::Liveness;
 use federator::members::Members;
-use federator::publish::Publisher;
-use federator::rpc::FederationService;
-use federator::session::Shared;
+use federator::quota::Quota;
+use federator::replica::{Parts, Replica};
 use mesh_runtime::Process;
-use mesh_tls::rpc::{self, AcceptLimits, ChannelOptions};
-use mesh_tls::{ClientAuth, ExpectedPeer, Identity, TrustStore, client_config, new_key_and_csr, server_config};
+use mesh_tls::rpc::{self, ChannelOptions};
+use mesh_tls::{ExpectedPeer, Identity, TrustStore, client_config, new_key_and_csr};
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 use svid_issuer::Authority;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
 
 use super::until;
 
 const DOMAIN: &str = "mesh.example";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What survives a restart of the service.
-struct Kept {
+/// A federation plane: the clusters' keys, the store, and the replicas that serve it.
+pub(crate) struct Plane {
     directory: TempDir,
     authority: Authority,
     root: MembershipRoot,
     speakers: BTreeMap<String, Speaker>,
     members: watch::Sender<Arc<Members>>,
+    store: EmbeddedStore,
+    quota: Quota,
+    replicas: Vec<Serving>,
 }
 
-pub(crate) struct Plane {
-    kept: Kept,
+/// A replica that runs.
+pub(crate) struct Serving {
     address: SocketAddr,
-    tasks: JoinSet<()>,
-    _process: Process,
+    pub(crate) replica: Replica,
+    pub(crate) process: Process,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Plane {
     /// east, west and north are members, delegated the namespaces shop and other.
     pub(crate) async fn start() -> Self {
+        Self::with_quota(Quota::default()).await
+    }
+
+    pub(crate) async fn with_quota(quota: Quota) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::open_or_create(directory.path(), &trust_domain(), SystemTime::now()).unwrap();
         let root = MembershipRoot::generate().unwrap();
-        let mut members = Members::new(root.public(), domain());
-        let mut speakers = BTreeMap::new();
-        for name in ["east", "west", "north"] {
-            let (speaker, member) = join(&root, &authority, name);
-            speakers.insert(name.to_owned(), speaker);
-            members.apply(&WatchResponse { members: vec![member], ..WatchResponse::default() });
-        }
-        let (members, _) = watch::channel(Arc::new(members));
+        let (members, _) = watch::channel(Arc::new(Members::new(root.public(), domain())));
         let store = EmbeddedStore::open(directory.path().join("exports.redb")).await.unwrap();
-        Self::serve(Kept { directory, authority, root, speakers, members }, store).await
+        let (speakers, replicas) = (BTreeMap::new(), Vec::new());
+        let mut plane = Self { directory, authority, root, speakers, members, store, quota, replicas };
+        ["east", "west", "north"].into_iter().for_each(|name| plane.join(name));
+        plane.serve().await;
+        plane
     }
 
-    async fn serve(kept: Kept, store: EmbeddedStore) -> Self {
-        let cache = Cache::load(&store).await.unwrap();
-        let (liveness, process) = (Liveness::new(), Process::for_tests());
-        let shared = Shared {
-            cache: cache.clone(),
-            publisher: Publisher::new(store.clone(), cache.clone(), Quota::default()),
-            liveness: liveness.clone(),
-            members: kept.members.subscribe(),
-            heartbeat: Duration::from_millis(200),
-            drain: process.drain(),
-        };
-        let service = FederationService::new(shared, trust_domain(), "test".to_owned(), Default::default());
-        let (identity, trust) = kept.identity(&SpiffeId::service(&trust_domain(), "federator").unwrap());
-        let tls = server_config(&identity, &trust, ClientAuth::Required, &[rpc::ALPN]);
+    /// A new membership, of a higher generation when there was one.
+    pub(crate) fn join(&mut self, name: &str) {
+        let generation = self.speakers.get(name).map_or(0, |speaker| speaker.generation);
+        let (speaker, member) = join(&self.root, &self.authority, name, generation);
+        self.speakers.insert(name.to_owned(), speaker);
+        self.tell(&WatchResponse { members: vec![member], ..WatchResponse::default() });
+    }
+
+    /// As trust-bundle does.
+    pub(crate) fn tell(&self, update: &WatchResponse) {
+        self.members.send_modify(|members| Arc::make_mut(members).apply(update));
+    }
+
+    /// One more replica on the same store.
+    pub(crate) async fn serve(&mut self) {
+        let process = Process::for_tests();
+        let (identity, trust) = self.identity(&SpiffeId::service(&trust_domain(), "federator").unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let incoming = rpc::incoming(listener, tls, AcceptLimits::default());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let served = rpc::server().add_service(FederationServer::new(service)).serve_with_incoming(incoming);
-            served.await.unwrap();
-        });
-        let followed = store.clone();
-        tasks.spawn(async move { drop(cache.follow(followed).await) });
-        tasks.spawn(async move { drop(liveness.follow(store).await) });
-        Self { kept, address, tasks, _process: process }
+        let parts = Parts {
+            name: format!("federator-{}", self.replicas.len()),
+            store: self.store.clone(),
+            members: self.members.subscribe(),
+            identity,
+            trust,
+            trust_domain: trust_domain(),
+            listener,
+            heartbeat: Duration::from_millis(200),
+            quota: self.quota,
+            handshakes: 100,
+        };
+        let (replica, running) = Replica::start(parts, &process).await.unwrap();
+        let task = tokio::spawn(async move { Box::pin(running).await.unwrap() });
+        self.replicas.push(Serving { address, replica, process, task });
     }
 
-    /// The service ends; another one starts on the same store.
-    pub(crate) async fn restart(mut self) -> Self {
-        self.tasks.shutdown().await;
-        let path = self.kept.directory.path().join("exports.redb");
+    pub(crate) fn replica(&self, number: usize) -> &Serving {
+        &self.replicas[number]
+    }
+
+    /// All replicas end; another one starts on the same file.
+    pub(crate) async fn restart(self) -> Self {
+        let Self { directory, authority, root, speakers, members, store, quota, mut replicas } = self;
+        for serving in &mut replicas {
+            serving.task.abort();
+            let _ = (&mut serving.task).await;
+        }
+        drop((replicas, store));
         let reopened = async {
             loop {
-                match EmbeddedStore::open(&path).await {
+                match EmbeddedStore::open(directory.path().join("exports.redb")).await {
                     Ok(store) => return store,
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
             }
         };
         let store = tokio::time::timeout(Duration::from_secs(10), reopened).await.unwrap();
-        Self::serve(self.kept, store).await
+        let mut plane = Self { directory, authority, root, speakers, members, store, quota, replicas: Vec::new() };
+        plane.serve().await;
+        plane
+    }
+
+    fn identity(&self, id: &SpiffeId) -> (Identity, TrustStore) {
+        let (key, csr) = new_key_and_csr().unwrap();
+        let svid = self.authority.issue(&csr, id, HOUR, SystemTime::now()).unwrap();
+        let trust = TrustStore::new();
+        let (x509_authorities, trust_domain) = (vec![self.authority.root()], trust_domain());
+        trust.insert(Bundle { trust_domain, x509_authorities, sequence: 1, refresh_hint: None });
+        (Identity::from_der(svid.chain, key).unwrap(), trust)
+    }
+
+    pub(crate) fn speaker(&self, cluster: &str) -> &Speaker {
+        &self.speakers[cluster]
     }
 
     pub(crate) fn sign(&self, cluster: &str, sequence: u64, key: &RecordKey, payload: &Payload) -> Signed {
-        self.kept.speakers[cluster].sign(sequence, SystemTime::now(), key, payload).unwrap()
+        self.speakers[cluster].sign(sequence, SystemTime::now(), key, payload).unwrap()
+    }
+
+    /// The operator's word on who is shut out: each list replaces the one before.
+    pub(crate) fn deny(&self, epoch: u64, change: impl FnOnce(&mut DenyList)) {
+        let mut list = DenyList::empty(domain());
+        list.epoch = epoch;
+        change(&mut list);
+        let deny_list = Some(self.root.deny(&list.to_wire()));
+        self.tell(&WatchResponse { deny_list, ..WatchResponse::default() });
     }
 
     pub(crate) fn quarantine(&self, cluster: &str, epoch: u64) {
-        let mut list = DenyList::empty(domain());
-        list.epoch = epoch;
-        list.clusters.insert(cluster.parse().unwrap());
-        let deny_list = Some(self.kept.root.deny(&list.to_wire()));
-        let update = WatchResponse { deny_list, ..WatchResponse::default() };
-        self.kept.members.send_modify(|members| Arc::make_mut(members).apply(&update));
+        self.deny(epoch, |list| {
+            list.clusters.insert(cluster.parse().unwrap());
+        });
+    }
+
+    /// A channel as a cluster's control-plane has, to all replicas, the last one first.
+    pub(crate) fn channel(&self, cluster: &str) -> Channel {
+        let (identity, trust) = self.identity(&SpiffeId::control_plane(&trust_domain(), cluster).unwrap());
+        let expected = ExpectedPeer::AnyOf([SpiffeId::service(&trust_domain(), "federator").unwrap()].into());
+        let config = client_config(Some(&identity), &trust, expected, &[rpc::ALPN]);
+        let addresses = self.replicas.iter().rev().map(|serving| serving.address);
+        let options = ChannelOptions { start: Some(0), ..ChannelOptions::default() };
+        rpc::channel(addresses.collect::<Vec<_>>(), config, options)
     }
 
     fn open(&self, cluster: &str, options: SessionOptions) -> (Session, Events<SessionEvent>) {
-        let (identity, trust) = self.kept.identity(&SpiffeId::control_plane(&trust_domain(), cluster).unwrap());
-        let expected = ExpectedPeer::AnyOf([SpiffeId::service(&trust_domain(), "federator").unwrap()].into());
-        let config = client_config(Some(&identity), &trust, expected, &[rpc::ALPN]);
-        Session::open(rpc::channel([self.address], config, ChannelOptions::default()), options)
+        Session::open(self.channel(cluster), options)
     }
 
     /// An open session.
@@ -176,19 +227,10 @@ impl Plane {
     }
 }
 
-impl Kept {
-    fn identity(&self, id: &SpiffeId) -> (Identity, TrustStore) {
-        let (key, csr) = new_key_and_csr().unwrap();
-        let svid = self.authority.issue(&csr, id, HOUR, SystemTime::now()).unwrap();
-        let trust = TrustStore::new();
-        let (x509_authorities, trust_domain) = (vec![self.authority.root()], trust_domain());
-        trust.insert(Bundle { trust_domain, x509_authorities, sequence: 1, refresh_hint: None });
-        (Identity::from_der(svid.chain, key).unwrap(), trust)
-    }
-}
-
-fn join(root: &MembershipRoot, authority: &Authority, name: &str) -> (Speaker, Member) {
-    let (cluster, now): (ClusterName, _) = (name.parse().unwrap(), SystemTime::now());
+fn join(root: &MembershipRoot, authority: &Authority, name: &str, after: u64) -> (Speaker, Member) {
+    let cluster: ClusterName = name.parse().unwrap();
+    // A generation is the time of the token's creation in milliseconds.
+    let now = SystemTime::now().max(SystemTime::UNIX_EPOCH + Duration::from_millis(after + 1));
     let request = TokenRequest {
         federation: domain(),
         cluster: cluster.clone(),
@@ -209,7 +251,7 @@ fn join(root: &MembershipRoot, authority: &Authority, name: &str) -> (Speaker, M
 
 /// A control-plane's session.
 pub(crate) struct Client {
-    session: Session,
+    pub(crate) session: Session,
     pub(crate) events: Events<SessionEvent>,
     pub(crate) welcome: Welcome,
     records: Vec<Signed>,
@@ -219,12 +261,7 @@ pub(crate) struct Client {
 impl Client {
     /// Publishes one record and waits for what became of it.
     pub(crate) async fn publish(&mut self, signed: Signed) -> Result<(), Reason> {
-        self.session.publish([signed]);
-        let results = until(self, "a publish result", |event| match event {
-            SessionEvent::Published(results) => Some(results),
-            _ => None,
-        });
-        let result = results.await.remove(0);
+        let result = self.publish_all(vec![signed]).await.remove(0);
         match result.refusal {
             None => {
                 assert!(result.revision > 0);
@@ -235,6 +272,16 @@ impl Client {
                 Err(refusal.reason())
             }
         }
+    }
+
+    /// Publishes records in one message and waits for what became of them.
+    pub(crate) async fn publish_all(&mut self, records: Vec<Signed>) -> Vec<PublishResult> {
+        self.session.publish(records);
+        until(self, "the results", |event| match event {
+            SessionEvent::Published(results) => Some(results),
+            _ => None,
+        })
+        .await
     }
 
     /// The next record that is told.
@@ -268,6 +315,14 @@ impl Client {
             _ => None,
         })
         .await;
+    }
+
+    pub(crate) async fn until_connected(&mut self) -> Welcome {
+        until(self, "another session", |event| match event {
+            SessionEvent::Connected(welcome) => Some(welcome),
+            _ => None,
+        })
+        .await
     }
 
     pub(crate) async fn until_disconnected(&mut self) -> String {

@@ -152,9 +152,12 @@ pub struct PublishResult {
 pub struct Refusal {
     #[prost(enumeration = "refusal::Reason", tag = "1")]
     pub reason: i32,
-    /// For a person: names the field.
+    /// For a person: names the field, or the limit.
     #[prost(string, tag = "2")]
     pub detail: ::prost::alloc::string::String,
+    /// Not 0: the same record may be taken after this time, and the client keeps it until then. 0: saying it again is no use.
+    #[prost(uint32, tag = "3")]
+    pub retry_after_ms: u32,
 }
 /// Nested message and enum types in `Refusal`.
 pub mod refusal {
@@ -243,6 +246,16 @@ pub struct ServerHeartbeat {
     pub revision: u64,
     #[prost(int64, tag = "2")]
     pub time_ms: i64,
+}
+/// The value of a cluster's leased key in the store: never sent to a cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Presence {
+    /// When its session was opened, Unix milliseconds.
+    #[prost(int64, tag = "1")]
+    pub since_ms: i64,
+    /// The federator's replica that holds it.
+    #[prost(string, tag = "2")]
+    pub replica: ::prost::alloc::string::String,
 }
 /// The replica drains: connect to another one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -113,6 +113,10 @@ struct Link {
     covered: Option<BTreeSet<Namespace>>,
     in_flight: BTreeMap<String, u64>,
     published: Instant,
+    /// Nothing is published before: the federator asked for a pause.
+    pause: Instant,
+    /// The cursor of the last message that had one.
+    given: SessionCursor,
 }
 
 impl Link {
@@ -134,6 +138,8 @@ impl Link {
             interest: hello,
             in_flight: BTreeMap::new(),
             published: Instant::now(),
+            pause: Instant::now(),
+            given: SessionCursor::default(),
         }
     }
 
@@ -173,6 +179,7 @@ impl Link {
                     }
                 }
                 () = shared.changed.notified() => {}
+                () = sleep_until(self.pause), if self.pause > Instant::now() => {}
                 waited = events.reserve(), if room.is_none() => room = Some(waited.ok()?),
                 message = inbound.message(), if room.is_some() => {
                     heard = Instant::now();
@@ -195,7 +202,7 @@ impl Link {
     }
 
     fn may_publish(&self) -> bool {
-        self.publisher && self.in_flight.is_empty()
+        self.publisher && self.in_flight.is_empty() && self.pause <= Instant::now()
     }
 
     fn has_request(&self) -> bool {
@@ -241,16 +248,34 @@ impl Link {
         self.covered.as_ref().map(at).unwrap_or_default()
     }
 
+    fn given(&mut self, revision: u64) -> SessionCursor {
+        self.given = self.cursor(revision);
+        self.given.clone()
+    }
+
+    /// Who has applied all that it was told has applied what a heartbeat speaks of: in between was nothing for it. So its
+    /// cursor stays young, and can be resumed, however rarely something concerns it.
+    fn come_along(&mut self, revision: u64) {
+        let mut state = self.shared.state();
+        let applied = &mut state.applied;
+        if !self.given.incarnation.is_empty() && *applied == self.given && revision > applied.revision {
+            applied.revision = revision;
+            self.given.revision = revision;
+        }
+    }
+
     fn event(&mut self, response: Option<Response>) -> Result<Option<SessionEvent>, End> {
         Ok(Some(match response {
             Some(Response::Changes(Changes { revision, records })) => {
-                SessionEvent::Changes { revision, records, cursor: self.cursor(revision) }
+                SessionEvent::Changes { revision, records, cursor: self.given(revision) }
             }
             Some(Response::SnapshotComplete(complete)) => self.snapshot_complete(&complete),
             Some(Response::Published(published)) => {
                 let mut state = self.shared.state();
                 for result in &published.results {
-                    state.outbox.answered(result);
+                    if let Some(pause) = state.outbox.answered(result) {
+                        self.pause = self.pause.max(Instant::now() + pause);
+                    }
                     if self.in_flight.get(&result.key).is_some_and(|sequence| *sequence <= result.sequence) {
                         self.in_flight.remove(&result.key);
                     }
@@ -259,6 +284,7 @@ impl Link {
             }
             Some(Response::Liveness(liveness)) => SessionEvent::Liveness(liveness.clusters),
             Some(Response::Heartbeat(heartbeat)) => {
+                self.come_along(heartbeat.revision);
                 SessionEvent::Heartbeat { revision: heartbeat.revision, time_ms: heartbeat.time_ms }
             }
             Some(Response::GoAway(go_away)) => return Err(going_away(go_away)),
@@ -275,7 +301,7 @@ impl Link {
         SessionEvent::SnapshotComplete {
             revision: complete.revision,
             namespaces,
-            cursor: self.cursor(complete.revision),
+            cursor: self.given(complete.revision),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A cluster's records on their way to the federator: the newest per key, until the federator has answered for it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use prost::Message as _;
 
@@ -9,6 +10,9 @@ use crate::record::v1::{Signed, Statement};
 
 /// Bytes of one Publish message, well below what any server refuses.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
+
+/// No server may make a client wait longer before it publishes again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 struct Waiting {
@@ -58,17 +62,24 @@ impl Outbox {
         batch.map(|(key, waiting)| (key.clone(), waiting.sequence, waiting.record.clone())).collect()
     }
 
-    /// The federator's answer, whatever it is, ends the wait; a newer record of the key waits on.
-    pub(super) fn answered(&mut self, result: &PublishResult) {
+    /// The federator's answer ends the wait, unless it says that the record may be taken later: then that is returned. A
+    /// newer record of the key waits on.
+    pub(super) fn answered(&mut self, result: &PublishResult) -> Option<Duration> {
+        let later = result.refusal.as_ref().map_or(0, |refusal| refusal.retry_after_ms);
+        if later > 0 {
+            return Some(Duration::from_millis(later.into()).min(LONGEST_PAUSE));
+        }
         if self.waiting.get(&result.key).is_some_and(|waiting| waiting.sequence <= result.sequence) {
             self.waiting.remove(&result.key);
         }
+        None
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::federation::v1::Refusal;
 
     fn record(key: &str, sequence: u64, bytes: usize) -> Signed {
         let statement = Statement { key: key.to_owned(), sequence, ..Statement::default() };
@@ -100,6 +111,23 @@ mod tests {
         assert_eq!(keys(&outbox.batch(10)), [("a", 1)]);
         outbox.answered(&PublishResult { key: "a".to_owned(), sequence: 1, ..PublishResult::default() });
         assert_eq!(keys(&outbox.batch(10)), [("b", 2), ("c", 3)]);
+    }
+
+    #[test]
+    fn a_record_that_may_be_taken_later_waits() {
+        let mut outbox = Outbox::default();
+        outbox.put(record("gateways", 5, 64));
+        let later = |retry_after_ms| PublishResult {
+            key: "gateways".to_owned(),
+            sequence: 5,
+            refusal: Some(Refusal { retry_after_ms, ..Refusal::default() }),
+            ..PublishResult::default()
+        };
+        assert_eq!(outbox.answered(&later(250)), Some(Duration::from_millis(250)));
+        assert_eq!(outbox.answered(&later(u32::MAX)), Some(LONGEST_PAUSE));
+        assert_eq!(outbox.len(), 1);
+        assert_eq!(outbox.answered(&later(0)), None, "refused for good");
+        assert_eq!(outbox.len(), 0);
     }
 
     #[test]
