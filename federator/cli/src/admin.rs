@@ -17,10 +17,12 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::failure::Failure;
-use wire::{Cluster, Clusters, Export, Exports, Import, Imports, Status};
+use wire::{Cluster, Clusters, Export, Exports, Import, Imports, Rotation, Rotations, Status};
 
-/// A control-plane that has not answered by now is stuck; joining, the longest of its work, is not waited for in a request.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+/// A control-plane that has not answered a question by now is stuck: its answers are made of what it has in memory.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// One that has not done something by now is stuck: joining, which calls the trust-bundle, takes longest.
+const ACTION_DEADLINE: Duration = Duration::from_secs(60);
 /// No answer is larger.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Of an error that is not JSON, this much is shown.
@@ -67,6 +69,35 @@ impl Admin {
         self.call("the token", Method::POST, "/v1/join", Some(&Join { token })).await.map(drop)
     }
 
+    /// Ends the cluster's membership, in a while.
+    pub(crate) async fn leave(&self) -> Result<(), Failure> {
+        self.call("leave", Method::POST, "/v1/leave", None::<&()>).await.map(drop)
+    }
+
+    /// How far the rotation of each key is.
+    pub(crate) async fn rotations(&self) -> Result<Vec<Rotation>, Failure> {
+        self.read::<Rotations>("/v1/rotations").await.map(|it| it.rotations)
+    }
+
+    /// Begins a rotation, or hurries one.
+    pub(crate) async fn rotate(&self, key: &str, emergency: bool) -> Result<Vec<Rotation>, Failure> {
+        #[derive(Serialize)]
+        struct Rotate<'a> {
+            key: &'a str,
+            emergency: bool,
+        }
+        let what = format!("rotate {key}");
+        let body = self.call(&what, Method::POST, "/v1/rotations", Some(&Rotate { key, emergency })).await?;
+        self.parsed::<Rotations>(&what, &body).map(|it| it.rotations)
+    }
+
+    /// Gives a rotation up.
+    pub(crate) async fn cancel_rotation(&self, key: &str) -> Result<Vec<Rotation>, Failure> {
+        let what = format!("rotate {key} --cancel");
+        let body = self.call(&what, Method::DELETE, &format!("/v1/rotations/{key}"), None::<&()>).await?;
+        self.parsed::<Rotations>(&what, &body).map(|it| it.rotations)
+    }
+
     /// Exports a service.
     pub(crate) async fn export(&self, service: &ServiceId) -> Result<(), Failure> {
         self.call(&format!("export {service}"), Method::POST, "/v1/exports", Some(service)).await.map(drop)
@@ -81,8 +112,12 @@ impl Admin {
     async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let what = format!("GET {path}");
         let body = self.call(&what, Method::GET, path, None::<&()>).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| self.broken(&what, &format!("the answer is not understood: {error}")))
+        self.parsed(&what, &body)
+    }
+
+    fn parsed<T: DeserializeOwned>(&self, what: &str, body: &[u8]) -> Result<T, Failure> {
+        serde_json::from_slice(body)
+            .map_err(|error| self.broken(what, &format!("the answer is not understood: {error}")))
     }
 
     /// One request. `what` says it in an error.
@@ -93,10 +128,11 @@ impl Admin {
         path: &str,
         content: Option<&(impl Serialize + ?Sized)>,
     ) -> Result<Bytes, Failure> {
+        let deadline = if method == Method::GET { ANSWER_DEADLINE } else { ACTION_DEADLINE };
         let request = self.request(what, method, path, content)?;
-        let answered = timeout(ANSWER_DEADLINE, self.exchange(what, request)).await;
+        let answered = timeout(deadline, self.exchange(what, request)).await;
         let (status, body) = answered
-            .map_err(|_| self.broken(what, &format!("no answer within {}", crate::time::brief(ANSWER_DEADLINE))))??;
+            .map_err(|_| self.broken(what, &format!("no answer within {}", crate::time::brief(deadline))))??;
         if status.is_success() {
             Ok(body)
         } else {

@@ -78,6 +78,10 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Hand a join token to this cluster's control-plane, and wait until it is a member
     Join(Join),
+    /// Leave the federation: withdraw every record of this cluster, then end its membership
+    Leave(Patience),
+    /// Replace one of this cluster's keys
+    Rotate(Rotate),
     /// Export a service of this cluster to the federation
     Export(ExportService),
     /// Take an export back
@@ -131,6 +135,50 @@ pub(crate) struct Join {
     pub(crate) token_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) patience: Patience,
+}
+
+/// `isthmus rotate`
+#[derive(Debug, Args)]
+pub(crate) struct Rotate {
+    /// Which key, or `status` for how far each is
+    pub(crate) what: RotateWhat,
+    /// Wait for nobody: the old key is in wrong hands, and failed handshakes are the smaller evil
+    #[arg(long)]
+    pub(crate) emergency: bool,
+    /// Give the rotation up: possible until the next root signs
+    #[arg(long, conflicts_with_all = ["emergency", "wait"])]
+    pub(crate) cancel: bool,
+    /// Stay until it is over, and tell each phase and whom it waits for
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to stay
+    #[arg(long, value_name = "DURATION", default_value = "48h", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// What can be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RotateWhat {
+    /// The root of the cluster's trust domain
+    Root,
+    /// The intermediate that signs from day to day
+    Intermediate,
+    /// The key under which the cluster speaks to the federation
+    PublishKey,
+    /// Nothing: tell how far each rotation is
+    Status,
+}
+
+impl RotateWhat {
+    /// The admin API's name for it; `None` for `status`.
+    pub(crate) fn key(self) -> Option<&'static str> {
+        match self {
+            Self::Root => Some("root"),
+            Self::Intermediate => Some("intermediate"),
+            Self::PublishKey => Some("publish-key"),
+            Self::Status => None,
+        }
+    }
 }
 
 /// `isthmus export` and `isthmus unexport`

@@ -34,6 +34,9 @@ pub(crate) enum Failure {
     /// An export that the control-plane or the federation does not accept.
     #[error("export {service}: {reason}")]
     Export { service: federation::ServiceId, reason: String },
+    /// A key was not replaced.
+    #[error("rotate {key}: {problem}")]
+    Rotation { key: String, problem: String },
     /// No DNS server answered.
     #[error("dig {name}: {reason}")]
     Dns { name: String, reason: String },

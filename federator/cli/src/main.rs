@@ -3,7 +3,7 @@
 //! ```text
 //!   operator's directory ── token create (offline) ──► token
 //!                                                        │ join
-//!   isthmus ── HTTP/JSON over a Unix socket ──► control-plane     join · export · unexport · get · status
+//!   isthmus ── HTTP/JSON over a Unix socket ──► control-plane     join · leave · rotate · export · get · status
 //!      └────── DNS over UDP, then TCP ────────► its DNS           dig
 //! ```
 //!
@@ -19,7 +19,9 @@ mod export;
 mod failure;
 mod get;
 mod join;
+mod leave;
 mod output;
+mod rotate;
 mod status;
 mod time;
 mod token;
@@ -54,6 +56,8 @@ async fn run(arguments: Arguments) -> Result<bool, Failure> {
     match command {
         Command::Token(TokenCommand::Create(create)) => token::create(&create, global.output, &output)?,
         Command::Join(join) => join::join(&join, &admin, &output).await?,
+        Command::Leave(patience) => leave::leave(&patience, &admin, &output).await?,
+        Command::Rotate(rotate) => rotate::rotate(&rotate, &admin, &output).await?,
         Command::Export(export) => export::export(&export, &admin, &output).await?,
         Command::Unexport(export) => export::unexport(&export, &admin, &output).await?,
         Command::Get(get) => get::get(&get, &admin, &output).await?,

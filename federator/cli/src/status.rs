@@ -10,6 +10,7 @@ use crate::admin::Admin;
 use crate::admin::wire::{Cluster, Gateway, Link, Status};
 use crate::failure::Failure;
 use crate::output::{Output, Tone, Toned, visible};
+use crate::rotate;
 use crate::time::{brief, round_trip};
 
 /// `isthmus status -o json`
@@ -41,6 +42,10 @@ fn page(report: &Report<'_>, output: &Output) -> String {
     line("Cluster", &format!("{} of federation {}", status.cluster, status.federation).into());
     line("Trust domain", &Toned::or_dash(status.trust_domain.clone()));
     line("Membership", &membership(status));
+    line("Authority", &authority(status));
+    for rotation in status.rotations.iter().filter(|rotation| rotation.phase != "idle") {
+        line("Rotation", &Toned::new(format!("{}: {}", rotation.key, rotate::told(rotation)), Tone::Doubtful));
+    }
     line("Trust-bundle", &link(&status.trust_bundle));
     line("Federator", &link(&status.federator));
     line("Services", &format!("{} exported, {} in the federation", status.exports, status.imports).into());
@@ -64,11 +69,26 @@ fn page(report: &Report<'_>, output: &Output) -> String {
 }
 
 fn membership(status: &Status) -> Toned {
+    if status.leaving {
+        return Toned::new("leaving", Tone::Doubtful);
+    }
+    if let Some(standing) = status.standing.as_deref().filter(|standing| *standing != "member") {
+        return Toned::new(standing, Tone::Bad);
+    }
     match (status.joined, status.generation) {
         (true, Some(generation)) => Toned::new(format!("joined, generation {generation}"), Tone::Good),
         (true, None) => Toned::new("joined", Tone::Good),
         (false, _) => Toned::new("not joined: `isthmus join` hands over a token", Tone::Bad),
     }
+}
+
+fn authority(status: &Status) -> Toned {
+    let authority = &status.authority;
+    let Some(end) = authority.not_after else { return Toned::or_dash("") };
+    let intermediate = authority.intermediate_not_after.map(|end| format!(", intermediate until {end}"));
+    let roots = if authority.roots > 1 { format!("{} roots", authority.roots) } else { "root".to_owned() };
+    let tone = if authority.problem.is_some() { Tone::Bad } else { Tone::Plain };
+    Toned::new(format!("{roots} until {end}{}", intermediate.unwrap_or_default()), tone)
 }
 
 fn link(link: &Link) -> Toned {

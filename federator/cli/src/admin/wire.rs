@@ -25,6 +25,17 @@ pub(crate) struct Status {
     pub(crate) joined: bool,
     /// Which membership: a newer token makes a higher one.
     pub(crate) generation: Option<u64>,
+    /// What the operator's or a successor's signed words make of the membership: `member`, `quarantined`, `evicted`, or
+    /// `replaced by generation …`.
+    pub(crate) standing: Option<String>,
+    /// The membership is on its way out.
+    pub(crate) leaving: bool,
+    /// Why the departure is not taken.
+    pub(crate) leave_problem: Option<String>,
+    /// The cluster's own certificate authority.
+    pub(crate) authority: Authority,
+    /// How far the rotation of each key is.
+    pub(crate) rotations: Vec<Rotation>,
     /// The first full state was applied: what is not here does not exist.
     pub(crate) synced: bool,
     /// What its readiness waits for.
@@ -47,6 +58,49 @@ pub(crate) struct Status {
     pub(crate) manifests: Manifests,
     /// Every other member.
     pub(crate) clusters: Vec<Cluster>,
+}
+
+/// The cluster's own certificate authority.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Authority {
+    /// Published roots: two while one is replaced.
+    pub(crate) roots: u64,
+    /// Until when it can sign.
+    pub(crate) not_after: Option<Timestamp>,
+    /// Until when the intermediate in use is valid.
+    pub(crate) intermediate_not_after: Option<Timestamp>,
+    /// The federation has the same roots.
+    pub(crate) published: bool,
+    /// What its upkeep failed at.
+    pub(crate) problem: Option<String>,
+}
+
+/// `GET /v1/rotations`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub(crate) struct Rotations {
+    /// Of each key.
+    pub(crate) rotations: Vec<Rotation>,
+}
+
+/// How far the rotation of a key is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Rotation {
+    /// `root`, `intermediate`, `publish-key`.
+    pub(crate) key: String,
+    /// `idle`, or what it is at.
+    pub(crate) phase: String,
+    /// It waits for nobody.
+    pub(crate) emergency: bool,
+    /// Who has to acknowledge before it goes on.
+    pub(crate) waiting_for: Vec<String>,
+    /// The phase does not end before this time.
+    pub(crate) not_before: Option<Timestamp>,
+    /// They have had enough time.
+    pub(crate) stalled: bool,
+    /// Why the last step failed.
+    pub(crate) problem: Option<String>,
 }
 
 /// A connection to a service of the federation.

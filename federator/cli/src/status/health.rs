@@ -18,6 +18,14 @@ pub(super) fn findings(status: &Status) -> Vec<String> {
     } else {
         findings.push("the cluster is not a member of a federation".to_owned());
     }
+    if let Some(standing) = status.standing.as_deref().filter(|standing| *standing != "member") {
+        findings.push(format!("the cluster's membership: {standing}"));
+    }
+    findings.extend(status.leave_problem.iter().map(|problem| format!("leave: {problem}")));
+    findings.extend(status.authority.problem.iter().map(|problem| format!("authority: {problem}")));
+    for rotation in status.rotations.iter().filter(|rotation| rotation.stalled || rotation.problem.is_some()) {
+        findings.push(format!("rotation of {}: {}", rotation.key, crate::rotate::told(rotation)));
+    }
     if !status.waiting_for.is_empty() {
         findings.push(format!("control-plane: not ready, it waits for {}", status.waiting_for.join(", ")));
     }

@@ -20,6 +20,8 @@ pub(crate) struct State {
     pub(crate) clusters: Vec<Value>,
     /// Tokens that were handed over.
     pub(crate) tokens: Vec<String>,
+    /// Rotations and departures that were asked for.
+    pub(crate) wishes: Vec<Value>,
     /// `POST` and `DELETE` are answered with this.
     pub(crate) refusal: Option<(StatusCode, Value)>,
     /// Called with each question about the status or the exports, to let something happen meanwhile.
@@ -64,6 +66,9 @@ impl ControlPlane {
         let router = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/join", post(join))
+            .route("/v1/leave", post(leave))
+            .route("/v1/rotations", get(rotations).post(rotate))
+            .route("/v1/rotations/{key}", delete(cancel_rotation))
             .route("/v1/exports", get(exports).post(export))
             .route("/v1/exports/{namespace}/{name}", delete(unexport))
             .route("/v1/imports", get(imports))
@@ -121,6 +126,7 @@ fn well() -> State {
         imports: Vec::new(),
         clusters: vec![west],
         tokens: Vec::new(),
+        wishes: Vec::new(),
         refusal: None,
         meanwhile: Box::new(|_| {}),
         asked: 0,
@@ -156,6 +162,33 @@ async fn join(Shared(state): Shared<Handle>, Json(body): Json<Value>) -> Answer 
     refused(&state)?;
     state.tokens.push(body["token"].as_str().unwrap().to_owned());
     Ok(Json(json!({})))
+}
+
+async fn leave(Shared(state): Shared<Handle>) -> Answer {
+    let mut state = state.lock().unwrap();
+    refused(&state)?;
+    state.wishes.push(json!("leave"));
+    Ok(Json(json!({"leaving": true})))
+}
+
+async fn rotations(Shared(state): Shared<Handle>) -> Json<Value> {
+    let mut state = state.lock().unwrap();
+    state.step();
+    Json(json!({"rotations": state.status["rotations"]}))
+}
+
+async fn rotate(Shared(state): Shared<Handle>, Json(body): Json<Value>) -> Answer {
+    let mut state = state.lock().unwrap();
+    refused(&state)?;
+    state.wishes.push(body);
+    Ok(Json(json!({"rotations": state.status["rotations"]})))
+}
+
+async fn cancel_rotation(Shared(state): Shared<Handle>, Segments(key): Segments<String>) -> Answer {
+    let mut state = state.lock().unwrap();
+    refused(&state)?;
+    state.wishes.push(json!(format!("cancel {key}")));
+    Ok(Json(json!({"rotations": state.status["rotations"]})))
 }
 
 async fn export(Shared(state): Shared<Handle>, Json(body): Json<Value>) -> Answer {

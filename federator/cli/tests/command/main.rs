@@ -5,6 +5,7 @@ mod control_plane;
 mod dns;
 mod inspect;
 mod join;
+mod rotate;
 mod token;
 
 use std::path::Path;
