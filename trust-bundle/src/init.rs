@@ -30,7 +30,7 @@ use spiffe_identity::{SpiffeId, TrustDomain};
 use svid_issuer::Authority;
 
 /// How long the operator's certificate lives.
-const OPERATOR_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const OPERATOR_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a service's first certificate lives; the service renews it at half of it.
 const SERVICE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Modes of the files and the folders.

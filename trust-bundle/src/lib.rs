@@ -11,19 +11,24 @@
 //! ```
 //!
 //! - [`init`] makes a federation: the membership root for the operator, the federation's own authority for the service.
-//! - [`verify`] judges every record, sent or stored; [`membership`] decides joins and bundles; [`state`] is what watchers
-//!   are told, [`watchers`] how far they are; [`standing`] says who was shut out; [`rpc`] serves it all as `trust.v1`.
+//! - [`verify`] judges every record, sent or stored; [`membership`] decides joins, bundles, departures and deny-lists,
+//!   [`tokens`] knows the tokens; [`state`] is what watchers are told, [`watchers`] how far they are, at whichever replica;
+//!   [`standing`] says who was shut out; [`audit`] records who did what; [`rpc`] serves it all as `trust.v1`.
 //!
 //! Invariants:
 //! - The service holds no key that can mint a membership or a workload's identity: the membership root's secret half never
 //!   reaches it, and what it signs are the federation plane's own certificates.
 //! - A token joins once: what makes a member and what marks its token used is one transaction, and the last step that can
 //!   fail.
+//! - A change and its entry in the audit record are one transaction.
+//! - A control-plane's certificate is good for the membership that it was issued for, and for no later one.
 //! - A caller gets nothing but certificates for its own identity, puts nothing but its own bundle, and gets nothing at all
 //!   once the operator's deny-list names it.
-//! - Nothing is forgotten because a watcher or a store member went away; a member ends only by the operator's word.
+//! - Nothing is forgotten because a watcher or a store member went away; a membership ends only by the operator's
+//!   word, or its own.
 //! - Every stored record is verified before it is stored, and again by whoever receives it.
 
+pub mod audit;
 pub mod config;
 pub mod init;
 pub mod membership;
@@ -32,6 +37,7 @@ pub mod program;
 pub mod rpc;
 pub mod standing;
 pub mod state;
+pub mod tokens;
 pub mod verify;
 pub mod watchers;
 

@@ -1,7 +1,10 @@
-//! Who becomes a member, and which bundle a member may put: verify first, then one transaction.
+//! Who becomes a member, which words of a member are taken, and who is shut out: verify first, then one transaction, which
+//! also records who did it.
 //!
 //! What is stored and does not verify counts as absent; what was believed before, in the published state, counts instead.
 
+mod ending;
+mod own_words;
 mod refused;
 
 use std::sync::Arc;
@@ -10,36 +13,42 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use federation::ClusterName;
 use federation_api::record::v1::{Member, Signed};
-use federation_api::verify::{DenyList, VerifiedMember};
-use federation_store::{Committed, Entry, Revision, Store, Transaction, layout};
+use federation_api::token::id_of;
+use federation_api::trust::v1::StoredToken;
+use federation_api::trust::v1::token_state::Use;
+use federation_api::verify::{DenyList, VerifiedDelegation, VerifiedMember};
+use federation_store::{Committed, Entry, Revision, Store, StoreError, Transaction, layout};
 use prost::Message;
 use tokio::sync::watch;
 use tokio::try_join;
 
 pub use refused::Refused;
 
-use crate::standing::{ShutOut, check_membership};
+use crate::audit::{AuditLog, Note};
+use crate::standing::check_membership;
 use crate::state::TrustState;
-use crate::verify::{VerifiedBundle, Verifier};
+use crate::tokens::{milliseconds, stored_token};
+use crate::verify::{VerifiedBundle, Verifier, VerifyError};
 
 /// How far the joiner's clock may be off.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// The largest grant: its fields take some 400 bytes, and everybody in the federation is told it.
 const MAX_GRANT_BYTES: usize = 1024;
 
-/// Decides joins and bundles of one federation.
+/// Decides over the members of one federation.
 #[derive(Debug, Clone)]
 pub struct Membership<S> {
     store: S,
     verifier: Verifier,
     state: watch::Receiver<Arc<TrustState>>,
+    audit: AuditLog<S>,
 }
 
 /// A join whose every signature holds; whether the token is still unused is not known yet.
 #[derive(Debug, Clone)]
 pub struct Joining {
     verified: VerifiedMember,
-    member: Bytes,
+    member: Member,
     bundle: Bytes,
     bundle_key: String,
 }
@@ -52,10 +61,29 @@ impl Joining {
     }
 }
 
+/// What became of a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// There is a new member, by this revision.
+    New(Revision),
+    /// The same cluster asks again with the same keys: its first answer was lost. Nothing has changed since.
+    Again(Revision),
+}
+
+impl Admitted {
+    /// The revision from which on the membership is known.
+    #[must_use]
+    pub fn revision(self) -> Revision {
+        match self {
+            Self::New(revision) | Self::Again(revision) => revision,
+        }
+    }
+}
+
 impl<S: Store> Membership<S> {
     /// Decides over `store`; `state` is what was believed of it so far.
-    pub fn new(store: S, verifier: Verifier, state: watch::Receiver<Arc<TrustState>>) -> Self {
-        Self { store, verifier, state }
+    pub fn new(store: S, verifier: Verifier, state: watch::Receiver<Arc<TrustState>>, audit: AuditLog<S>) -> Self {
+        Self { store, verifier, state, audit }
     }
 
     /// Verifies a join. Nothing is read or changed.
@@ -69,76 +97,86 @@ impl<S: Store> Membership<S> {
             self.verifier.bundle(&verified, bundle).map_err(|error| Refused::unverified("bundle", error))?;
         Ok(Joining {
             verified,
-            member: member.encode_to_vec().into(),
+            member: member.clone(),
             bundle: bundle.encode_to_vec().into(),
             bundle_key: layout::bundle(bundle_of.bundle.trust_domain.as_str()),
         })
     }
 
+    /// What a token grants.
+    ///
+    /// # Errors
+    /// Why it grants nothing.
+    pub fn delegation(&self, signed: &Signed) -> Result<VerifiedDelegation, VerifyError> {
+        self.verifier.delegation(signed)
+    }
+
     /// Makes the joiner a member: its token is used up, its membership and its first bundle are there, all or nothing.
-    /// Returns the revision that did it.
+    /// `key_digest` names the key that its certificate is for: whoever holds that key and the membership may ask again,
+    /// and nobody else.
     ///
     /// # Errors
     /// [`Refused`] says what does not hold; then nothing has changed.
-    pub async fn admit(&self, joining: &Joining) -> Result<Revision, Refused> {
+    pub async fn admit(&self, joining: &Joining, key_digest: &[u8]) -> Result<Admitted, Refused> {
         let Joining { verified, member, bundle, bundle_key } = joining;
         let cluster = verified.cluster();
-        let (token_key, member_key) =
-            (layout::token(&hex(verified.token().as_bytes())), layout::member(cluster.as_str()));
+        let id = id_of(verified.token());
+        let (token_key, member_key) = (layout::token(&id), layout::member(cluster.as_str()));
+        let departure_key = layout::departure(cluster.as_str());
+        let used = |at: SystemTime| StoredToken {
+            delegation: member.delegation.clone(),
+            r#use: Use::Used.into(),
+            at_ms: milliseconds(at),
+            key_digest: key_digest.to_vec(),
+        };
+        let note = Note {
+            who: id.clone(),
+            action: "member.joined",
+            subject: cluster.to_string(),
+            detail: format!("generation {}", verified.generation()),
+        };
         loop {
-            let (stored, denied) = try_join!(self.store.get(&member_key), self.store.get(layout::QUARANTINE))?;
+            let (stored, denied, departed) = try_join!(
+                self.store.get(&member_key),
+                self.store.get(layout::QUARANTINE),
+                self.store.get(&departure_key)
+            )?;
             check_membership(self.deny_list(denied.as_ref()).as_ref(), cluster, verified.generation())?;
             let current = self.member(cluster, stored.as_ref());
             // Looked up last: whoever sees the membership that the token made also sees that it was used.
-            if self.store.get(&token_key).await?.is_some() {
-                return Err(Refused::TokenUsed(cluster.clone()));
+            let token_entry = self.store.get(&token_key).await?;
+            match token_entry.as_ref().map(stored_token) {
+                None => {}
+                Some(token) if token.r#use() == Use::Unused => {}
+                Some(token) if token.r#use() == Use::Revoked => return Err(Refused::TokenRevoked(id)),
+                Some(token) => {
+                    return match stored.as_ref() {
+                        Some(entry) if asks_again(member, entry) && token.key_digest == key_digest => {
+                            Ok(Admitted::Again(entry.modified))
+                        }
+                        _ => Err(Refused::TokenUsed(cluster.clone())),
+                    };
+                }
             }
             if let Some(current) = current {
-                check_generation(verified, &current)?;
+                check_generation(verified, current.generation())?;
+            }
+            if let Some(left) = self.left(cluster, departed.as_ref()) {
+                check_generation(verified, left)?;
             }
             let transaction = Transaction::new()
-                .expecting_absent(&token_key)
+                .expecting(&token_key, revision(token_entry.as_ref()))
                 .expecting(&member_key, revision(stored.as_ref()))
+                .expecting(&departure_key, revision(departed.as_ref()))
                 .expecting(layout::QUARANTINE, revision(denied.as_ref()))
-                .put(&token_key, cluster.as_str().as_bytes().to_vec())
-                .put(&member_key, member.clone())
-                .put(bundle_key, bundle.clone());
+                .put(&token_key, used(SystemTime::now()).encode_to_vec())
+                .put(&member_key, member.encode_to_vec())
+                .put(bundle_key, bundle.clone())
+                .delete(&departure_key);
+            let transaction = self.audit.stage(transaction, &note).await?;
             // After a conflict somebody else has got further: look again.
             if let Committed::Done(revision) = self.store.commit(transaction).await? {
-                return Ok(revision);
-            }
-        }
-    }
-
-    /// Puts a member's own bundle.
-    ///
-    /// # Errors
-    /// [`Refused`]; what is stored stays then.
-    pub async fn publish_bundle(&self, cluster: &ClusterName, bundle: &Signed) -> Result<Revision, Refused> {
-        let (member_key, value) = (layout::member(cluster.as_str()), Bytes::from(bundle.encode_to_vec()));
-        loop {
-            let (member_entry, denied) = try_join!(self.store.get(&member_key), self.store.get(layout::QUARANTINE))?;
-            let member = self.member(cluster, member_entry.as_ref());
-            let member = member.ok_or_else(|| ShutOut::NoMember(cluster.to_string()))?;
-            check_membership(self.deny_list(denied.as_ref()).as_ref(), cluster, member.generation())?;
-            let offered =
-                self.verifier.bundle(&member, bundle).map_err(|error| Refused::unverified("bundle", error))?;
-            let bundle_key = layout::bundle(offered.bundle.trust_domain.as_str());
-            let stored = self.store.get(&bundle_key).await?;
-            if let Some(entry) = stored.as_ref().filter(|entry| entry.value == value) {
-                return Ok(entry.modified);
-            }
-            if let Some(current) = self.bundle(&member, stored.as_ref()) {
-                check_newer(&offered, &current)?;
-            }
-            // The member is expected too: a membership that was replaced in between must not overwrite its successor.
-            let transaction = Transaction::new()
-                .expecting(&member_key, revision(member_entry.as_ref()))
-                .expecting(&bundle_key, revision(stored.as_ref()))
-                .expecting(layout::QUARANTINE, revision(denied.as_ref()))
-                .put(&bundle_key, value.clone());
-            if let Committed::Done(revision) = self.store.commit(transaction).await? {
-                return Ok(revision);
+                return Ok(Admitted::New(revision));
             }
         }
     }
@@ -152,6 +190,13 @@ impl<S: Store> Membership<S> {
             (Some(stored), Some(known)) if known.supersedes(&stored) => Some(known),
             (stored, known) => stored.or(known),
         }
+    }
+
+    /// The last membership of the cluster that it ended itself.
+    fn left(&self, cluster: &ClusterName, stored: Option<&Entry>) -> Option<u64> {
+        let stored = stored.and_then(|entry| self.verifier.stored_departure(&entry.value).ok());
+        let stored = stored.map(|(_, member)| member).filter(|member| member.cluster() == cluster);
+        stored.map(|member| member.generation()).max(self.state.borrow().left(cluster.as_str()))
     }
 
     /// The bundle that stands: the later one of what is stored and what is believed.
@@ -170,6 +215,21 @@ impl<S: Store> Membership<S> {
         let known = self.state.borrow().deny_list().cloned();
         stored.map(|(_, list)| list).into_iter().chain(known).max_by_key(|list| list.epoch)
     }
+
+    async fn delete_all(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        for entry in entries {
+            let delete = Transaction::new().expecting(&entry.key, entry.modified).delete(&entry.key);
+            // A conflict: somebody has put something newer, which stays.
+            let _ = self.store.commit(delete).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the stored membership is the one that is offered, however often its publish key was replaced since.
+fn asks_again(offered: &Member, stored: &Entry) -> bool {
+    Member::decode(stored.value.clone())
+        .is_ok_and(|stored| stored.delegation == offered.delegation && stored.grants.first() == offered.grants.first())
 }
 
 /// A membership starts with one grant, made between the token's creation and now: receivers hold creation times to it.
@@ -193,34 +253,14 @@ fn check_first_grant(member: &Member, verified: &VerifiedMember, now: SystemTime
     Ok(())
 }
 
-fn check_generation(offered: &VerifiedMember, current: &VerifiedMember) -> Result<(), Refused> {
-    if offered.generation() > current.generation() {
+fn check_generation(offered: &VerifiedMember, current: u64) -> Result<(), Refused> {
+    let (cluster, offered) = (offered.cluster(), offered.generation());
+    if offered > current {
         return Ok(());
     }
-    Err(Refused::OldGeneration {
-        cluster: offered.cluster().clone(),
-        current: current.generation(),
-        offered: offered.generation(),
-    })
-}
-
-fn check_newer(offered: &VerifiedBundle, current: &VerifiedBundle) -> Result<(), Refused> {
-    let stale = |reason| Err(Refused::StaleBundle { trust_domain: offered.bundle.trust_domain.clone(), reason });
-    if !offered.is_newer_than(current) {
-        return stale(format!("record sequence {} is not above {}", offered.sequence, current.sequence));
-    }
-    // A new membership may come with new roots, which count from the start.
-    if offered.generation == current.generation && offered.bundle.sequence <= current.bundle.sequence {
-        return stale(format!("spiffe_sequence {} is not above {}", offered.bundle.sequence, current.bundle.sequence));
-    }
-    Ok(())
+    Err(Refused::OldGeneration { cluster: cluster.clone(), current, offered })
 }
 
 fn revision(entry: Option<&Entry>) -> Revision {
     entry.map_or(0, |entry| entry.modified)
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

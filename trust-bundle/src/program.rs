@@ -8,7 +8,6 @@ use anyhow::Context;
 use axum::routing::get;
 use axum::{Json, Router};
 use federation_api::signing::PublicKey;
-use federation_api::trust::v1::trust_server::TrustServer;
 use federation_store::Store;
 use mesh_runtime::{Process, ReadinessGuard};
 use mesh_tls::rpc::{self, AcceptLimits};
@@ -19,14 +18,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::init::FederationFile;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::rpc::{Parts, TrustService};
 use crate::state::{self, Loaded, TrustState};
+use crate::tokens::Tokens;
 use crate::verify::Verifier;
-use crate::watchers::{Watcher, Watchers};
+use crate::watchers::{Watcher, Watchers, share};
 
 /// How long to wait before trying again to renew the service's own certificate.
 const RENEW_RETRY: Duration = Duration::from_secs(30);
@@ -98,33 +99,45 @@ pub async fn serve<S: Store>(
     let Settings { certificate_lifetime, limits } = settings;
     let metrics = Metrics::default();
     process.register(|registry| metrics.register(registry));
-    let Loaded { state, revision } = state::load(&store, &verifier, &metrics).await.context("store")?;
+    let watchers = Watchers::new(&format!("{:016x}", rand::random::<u64>()), metrics.watchers.clone());
+    let loaded = state::load(&store, &verifier, &metrics, &watchers).await;
+    let Loaded { state, revision } = loaded.context("store")?;
     let (published, state) = watch::channel(Arc::new(state));
 
     let own = OwnIdentity::new(Arc::new(authority), certificate_lifetime)?;
     let tls = server_config(&own.identity, &own.trust, ClientAuth::Optional, &[rpc::ALPN]);
-    let watchers = Watchers::new(metrics.watchers.clone());
     process.add_debug_routes(debug_routes(state.clone(), watchers.clone()));
+    let audit = AuditLog::new(store.clone());
     let service = TrustService::new(Parts {
-        membership: Membership::new(store.clone(), verifier.clone(), state.clone()),
+        membership: Membership::new(store.clone(), verifier.clone(), state.clone(), audit.clone()),
+        tokens: Tokens::new(store.clone(), verifier.clone(), audit.clone()),
+        audit,
         authority: own.authority.clone(),
         certificate_lifetime,
         state,
-        watchers,
+        watchers: watchers.clone(),
         metrics: metrics.clone(),
         drain: process.drain(),
     });
     info!(listen = %listener.local_addr()?, federation = %own.authority.trust_domain(), "serving trust.v1");
     let drain = process.drain();
-    let server = rpc::server()
-        .add_service(TrustServer::new(service))
-        .serve_with_incoming_shutdown(rpc::incoming(listener, tls, limits), async move { drain.signaled().await });
+    let server = Box::pin(
+        rpc::server()
+            .add_service(service.for_members())
+            .add_service(service.for_operators())
+            .serve_with_incoming_shutdown(rpc::incoming(listener, tls, limits), async move { drain.signaled().await }),
+    );
     first_state.ready();
-    tokio::select! {
+    let outcome = tokio::select! {
         served = server => served.context("trust.v1"),
-        followed = state::publish(store, revision, published, &verifier, &metrics) => followed.context("store"),
+        followed = Box::pin(state::publish(store.clone(), revision, published, &verifier, &metrics, &watchers)) => {
+            followed.context("store")
+        }
         () = own.keep_renewed() => Ok(()),
-    }
+        () = Box::pin(share(watchers.clone(), store.clone())) => Ok(()),
+    };
+    watchers.withdraw(&store).await;
+    outcome
 }
 
 /// The service's own certificate, which it issues to itself, and whom it believes: its own federation.
@@ -182,7 +195,7 @@ fn debug_routes(state: watch::Receiver<Arc<TrustState>>, watchers: Watchers) -> 
             "bundles": state.trust_domains().map(ToString::to_string).collect::<Vec<_>>(),
             "denyListEpoch": deny_list.map(|list| list.epoch),
             "quarantined": deny_list.iter().flat_map(|list| &list.clusters).map(ToString::to_string).collect::<Vec<_>>(),
-            "watchers": watchers.list().iter().map(describe).collect::<Vec<_>>(),
+            "watchers": watchers.here().iter().map(describe).collect::<Vec<_>>(),
         });
         std::future::ready(Json(body))
     };

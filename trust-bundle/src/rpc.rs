@@ -1,41 +1,51 @@
-//! `trust.v1`: the RPC face. The caller is who its certificate says.
+//! `trust.v1`: the RPC faces. The caller is who its certificate says.
 
+mod members;
+mod operations;
 mod watch;
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use federation::ClusterName;
-use federation_api::trust::v1::trust_server::Trust;
+use federation_api::trust::v1::operations_server::OperationsServer;
+use federation_api::trust::v1::trust_server::{Trust, TrustServer};
 use federation_api::trust::v1::{
     JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListWatchersRequest, ListWatchersResponse,
     PublishBundleRequest, PublishBundleResponse, RenewCertificateRequest, RenewCertificateResponse, WatchRequest,
-    WatchResponse, Watcher as WireWatcher,
+    WatchResponse,
 };
 use federation_store::{Revision, Store};
 use futures_util::Stream;
 use mesh_runtime::DrainWatcher;
-use mesh_tls::rpc::{peer, remote};
-use spiffe_identity::{PlaneRole, SpiffeId, TrustDomain};
-use svid_issuer::{Authority, IssueError};
+use mesh_tls::rpc::{ConnectionInfo, peer, remote};
+use spiffe_identity::{SpiffeId, TrustDomain};
+use svid_issuer::Authority;
 use tokio::sync::watch as tokio_watch;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{error, info};
 
+use crate::audit::{AuditLog, Note};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::standing::marked_generation;
 use crate::state::TrustState;
+use crate::tokens::Tokens;
 use crate::watchers::Watchers;
 
-/// How long a join waits for this replica to know the new member, so that its next call is not refused here.
+/// How long a change waits for this replica to know of it, so that the next call is not answered from before it.
 const KNOWN_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What the service works with.
 #[derive(Debug)]
 pub struct Parts<S> {
-    /// Decides joins and bundles.
+    /// Decides over members.
     pub membership: Membership<S>,
+    /// The known tokens.
+    pub tokens: Tokens<S>,
+    /// What was done, and what was refused.
+    pub audit: AuditLog<S>,
     /// Signs certificates of the federation's plane.
     pub authority: Arc<Authority>,
     /// How long these live.
@@ -50,16 +60,60 @@ pub struct Parts<S> {
     pub drain: DrainWatcher,
 }
 
-/// Serves `trust.v1`.
+/// Serves `trust.v1`: what members call, and what operators call.
 #[derive(Debug)]
 pub struct TrustService<S> {
-    parts: Parts<S>,
+    parts: Arc<Parts<S>>,
+}
+
+impl<S> Clone for TrustService<S> {
+    fn clone(&self) -> Self {
+        Self { parts: self.parts.clone() }
+    }
+}
+
+/// Who calls.
+#[derive(Debug, Clone)]
+struct Caller {
+    id: Option<SpiffeId>,
+    /// The membership that its certificate was issued for.
+    held: Option<u64>,
+    address: Option<SocketAddr>,
+}
+
+impl Caller {
+    fn of<T>(request: &Request<T>) -> Self {
+        let connection = request.extensions().get::<ConnectionInfo>();
+        let leaf = connection.and_then(|connection| connection.peer.as_ref()?.chain().first());
+        Self { id: peer(request).ok(), held: leaf.and_then(|leaf| marked_generation(leaf)), address: remote(request) }
+    }
+
+    /// For the audit record.
+    fn name(&self) -> String {
+        match (&self.id, self.address) {
+            (Some(id), _) => id.to_string(),
+            (None, Some(address)) => format!("nobody known, from {}", address.ip()),
+            (None, None) => "nobody known".to_owned(),
+        }
+    }
 }
 
 impl<S: Store> TrustService<S> {
     /// Serves with these parts.
     pub fn new(parts: Parts<S>) -> Self {
-        Self { parts }
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// The face for members.
+    #[must_use]
+    pub fn for_members(&self) -> TrustServer<Self> {
+        TrustServer::new(self.clone())
+    }
+
+    /// The face for operators.
+    #[must_use]
+    pub fn for_operators(&self) -> OperationsServer<Self> {
+        OperationsServer::new(self.clone())
     }
 
     fn federation(&self) -> &TrustDomain {
@@ -70,81 +124,20 @@ impl<S: Store> TrustService<S> {
         vec![self.parts.authority.root().to_vec()]
     }
 
-    fn issue(&self, csr: &[u8], id: &SpiffeId, now: SystemTime) -> Result<Vec<Vec<u8>>, Status> {
-        match self.parts.authority.issue(csr, id, self.parts.certificate_lifetime, now) {
-            Ok(svid) => Ok(svid.chain.into_iter().map(|certificate| certificate.to_vec()).collect()),
-            Err(IssueError::Request(refused)) => Err(Status::invalid_argument(format!("csr: {refused}"))),
-            Err(failed) => {
-                error!(%id, error = %failed, "no certificate can be issued");
-                Err(Status::internal("no certificate can be issued"))
-            }
-        }
-    }
-
     /// The caller, who must have a say in the federation.
-    fn authorize<T>(&self, request: &Request<T>) -> Result<SpiffeId, Status> {
-        let id = peer(request)?;
-        self.parts.state.borrow().admits(&id, self.federation())?;
+    fn authorize(&self, caller: &Caller) -> Result<SpiffeId, Status> {
+        let missing = || Status::unauthenticated("this call needs a client certificate");
+        let id = caller.id.clone().ok_or_else(missing)?;
+        self.parts.state.borrow().admits(&id, caller.held, self.federation())?;
         Ok(id)
-    }
-
-    /// Everything that can fail for the request's sake comes before the token is used up, the certificate included.
-    async fn make_member(&self, request: &JoinRequest) -> Result<JoinResponse, Status> {
-        let (Some(member), Some(bundle)) = (&request.member, &request.bundle) else {
-            return Err(Status::invalid_argument("member and bundle must be set"));
-        };
-        let now = SystemTime::now();
-        let joining = self.parts.membership.examine(member, bundle, now)?;
-        let cluster = joining.member().cluster();
-        let id = SpiffeId::control_plane(self.federation(), cluster.as_str())
-            .map_err(|error| Status::invalid_argument(format!("member: cluster: {error}")))?;
-        let certificate_chain = self.issue(&request.csr, &id, now)?;
-        let revision = self.parts.membership.admit(&joining).await?;
-        info!(%cluster, generation = joining.member().generation(), revision, "joined");
-        self.until_known(revision).await;
-        Ok(JoinResponse { certificate_chain, federation_roots: self.roots() })
     }
 
     async fn until_known(&self, revision: Revision) {
         let mut state = self.parts.state.clone();
         let known = state.wait_for(|state| state.epoch() >= revision);
         if tokio::time::timeout(KNOWN_DEADLINE, known).await.is_err() {
-            error!(revision, "the store's watch lags behind: a new member may be refused for a while");
+            error!(revision, "the store's watch lags behind: what has just changed is not known here for a while");
         }
-    }
-
-    fn renew(&self, request: &Request<RenewCertificateRequest>) -> Result<RenewCertificateResponse, Status> {
-        let id = self.authorize(request)?;
-        let certificate_chain = self.issue(&request.get_ref().csr, &id, SystemTime::now())?;
-        info!(peer.id = %id, "renewed a certificate");
-        Ok(RenewCertificateResponse { certificate_chain, federation_roots: self.roots() })
-    }
-
-    async fn put_bundle(&self, request: &Request<PublishBundleRequest>) -> Result<PublishBundleResponse, Status> {
-        let id = self.authorize(request)?;
-        let Some(PlaneRole::ControlPlane { cluster }) = id.role_in(self.federation()) else {
-            return Err(Status::permission_denied(format!("{id} speaks for no cluster")));
-        };
-        let cluster: ClusterName = cluster.parse().map_err(|error| Status::permission_denied(format!("{error}")))?;
-        let bundle = request.get_ref().bundle.as_ref();
-        let bundle = bundle.ok_or_else(|| Status::invalid_argument("bundle must be set"))?;
-        let revision = self.parts.membership.publish_bundle(&cluster, bundle).await?;
-        info!(%cluster, revision, "bundle published");
-        Ok(PublishBundleResponse { epoch: revision })
-    }
-
-    fn list(&self, request: &Request<ListWatchersRequest>) -> Result<ListWatchersResponse, Status> {
-        self.authorize(request)?;
-        let watchers = self.parts.watchers.list().into_iter().map(|watcher| WireWatcher {
-            identity: watcher.peer.to_string(),
-            acknowledged: watcher.acknowledged.epoch,
-            pending_proxies: watcher.acknowledged.pending_proxies,
-            pending_count: watcher.acknowledged.pending_count,
-            connected_count: watcher.acknowledged.connected_count,
-            connected: true,
-            ..WireWatcher::default()
-        });
-        Ok(ListWatchersResponse { epoch: self.parts.state.borrow().epoch(), watchers: watchers.collect() })
     }
 
     /// Logs and counts a refusal.
@@ -156,22 +149,26 @@ impl<S: Store> TrustService<S> {
     ) -> Result<Response<T>, Status> {
         outcome.map(Response::new).inspect_err(|status| {
             self.parts.metrics.refused(call);
-            let peer = caller.peer.as_ref().map(tracing::field::display);
+            let peer = caller.id.as_ref().map(tracing::field::display);
             let source = caller.address.map(tracing::field::display);
             info!(call, peer.id = peer, src.addr = source, code = ?status.code(), reason = status.message(), "refused");
         })
     }
-}
 
-/// Who calls, for the log.
-struct Caller {
-    peer: Option<SpiffeId>,
-    address: Option<std::net::SocketAddr>,
-}
-
-impl Caller {
-    fn of<T>(request: &Request<T>) -> Self {
-        Self { peer: peer(request).ok(), address: remote(request) }
+    /// [`answer`](Self::answer) to a call that would have changed something: its refusal is recorded. What was done is
+    /// recorded with the change.
+    async fn answer_change<T>(
+        &self,
+        call: &'static str,
+        caller: &Caller,
+        (action, subject): (&'static str, String),
+        outcome: Result<T, Status>,
+    ) -> Result<Response<T>, Status> {
+        if let Err(status) = &outcome {
+            let note = Note { who: caller.name(), action, subject, detail: String::new() };
+            self.parts.audit.refused(&note, status.message()).await;
+        }
+        self.answer(call, caller, outcome)
     }
 }
 
@@ -180,15 +177,19 @@ impl<S: Store> Trust for TrustService<S> {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let caller = Caller::of(&request);
-        self.answer("Join", &caller, self.make_member(request.get_ref()).await)
+        let mut caller = Caller::of(&request);
+        let subject = self.token_of(request.get_ref(), &mut caller);
+        let outcome = self.make_member(request.get_ref()).await;
+        self.answer_change("Join", &caller, ("member.joined", subject), outcome).await
     }
 
     async fn renew_certificate(
         &self,
         request: Request<RenewCertificateRequest>,
     ) -> Result<Response<RenewCertificateResponse>, Status> {
-        self.answer("RenewCertificate", &Caller::of(&request), self.renew(&request))
+        let caller = Caller::of(&request);
+        let outcome = self.renew(&caller, request.get_ref()).await;
+        self.answer_change("RenewCertificate", &caller, ("certificate.renewed", caller.name()), outcome).await
     }
 
     async fn publish_bundle(
@@ -196,23 +197,26 @@ impl<S: Store> Trust for TrustService<S> {
         request: Request<PublishBundleRequest>,
     ) -> Result<Response<PublishBundleResponse>, Status> {
         let caller = Caller::of(&request);
-        self.answer("PublishBundle", &caller, self.put_bundle(&request).await)
+        let outcome = self.put_own_words(&caller, request.get_ref()).await;
+        self.answer_change("PublishBundle", &caller, ("bundle.put", caller.name()), outcome).await
     }
 
     async fn list_watchers(
         &self,
         request: Request<ListWatchersRequest>,
     ) -> Result<Response<ListWatchersResponse>, Status> {
-        self.answer("ListWatchers", &Caller::of(&request), self.list(&request))
+        let caller = Caller::of(&request);
+        self.answer("ListWatchers", &caller, self.list_watchers(&caller))
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
-        let refused = Err(Status::unimplemented("a membership ends by the operator's eviction only"));
-        self.answer("Leave", &Caller::of(&request), refused)
+        let caller = Caller::of(&request);
+        let outcome = self.end_membership(&caller, request.get_ref()).await;
+        self.answer_change("Leave", &caller, ("member.left", caller.name()), outcome).await
     }
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let caller = Caller::of(&request);
-        self.answer("Watch", &caller, self.open_watch(request).await)
+        self.answer("Watch", &caller, self.open_watch(&caller, request).await)
     }
 }

@@ -27,6 +27,35 @@ pub enum ShutOut {
         /// The membership that ended.
         generation: u64,
     },
+    /// The member ended this membership.
+    #[error("generation {generation} of cluster {cluster} has left: it takes a new token to come back")]
+    Left {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The membership that ended.
+        generation: u64,
+    },
+    /// Another membership of the cluster stands.
+    #[error("generation {held} of cluster {cluster} was replaced by generation {by}")]
+    Replaced {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The membership that the certificate was issued for.
+        held: u64,
+        /// The one that stands.
+        by: u64,
+    },
+    /// The certificate says nothing of a membership, so nobody knows whether that one stands.
+    #[error("the certificate of {0} was issued for no membership")]
+    Unmarked(SpiffeId),
+    /// This replica does not know the membership yet.
+    #[error("generation {generation} of cluster {cluster} is not known here yet")]
+    Unknown {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The membership that the certificate was issued for.
+        generation: u64,
+    },
 }
 
 /// Whether the deny-list leaves a membership alone.
@@ -53,4 +82,17 @@ pub fn check_identity(list: Option<&DenyList>, id: &SpiffeId) -> Result<(), Shut
         Some(list) if list.denies(&id.to_string()) => Err(ShutOut::Denied(id.clone())),
         _ => Ok(()),
     }
+}
+
+/// What a control-plane's certificate says of the membership that it was issued for. The service writes it into the
+/// certificate and is the only one to read it: no record of the certificates is needed to know an old one.
+#[must_use]
+pub fn mark(generation: u64) -> String {
+    format!("generation {generation}")
+}
+
+/// The membership that a certificate (DER) was issued for.
+#[must_use]
+pub fn marked_generation(leaf: &[u8]) -> Option<u64> {
+    svid_issuer::mark(leaf)?.strip_prefix("generation ")?.parse().ok()
 }

@@ -1,7 +1,8 @@
-//! The trust state: members, bundles and the deny-list as the store tells them, and what a watcher lacks of it.
+//! The trust state: members, departures, bundles and the deny-list as the store tells them, and what a watcher lacks of it.
 //!
 //! A stored value counts only as far as it verifies and is not older than what is known. Whatever else turns up under its
-//! key, the last good value stays, and so does that of a key that is deleted: a membership ends by a signed word alone.
+//! key, the last good value stays, and so does that of a key that is deleted: a membership ends by a signed word alone,
+//! its own or the operator's.
 
 mod follow;
 
@@ -31,6 +32,8 @@ enum Ignored {
     NoMember,
     #[error("it is older than what is known")]
     Older,
+    #[error("generation {0} has left")]
+    Left(u64),
 }
 
 /// An envelope as it was signed, what it says, and the revision that stored it.
@@ -48,6 +51,8 @@ pub struct TrustState {
     epoch: Revision,
     members: BTreeMap<ClusterName, Arc<Known<Member, VerifiedMember>>>,
     bundles: BTreeMap<ClusterName, Arc<Known<Signed, VerifiedBundle>>>,
+    /// By which generation of a cluster left, until it is a member again.
+    departures: BTreeMap<ClusterName, Arc<Known<Signed, u64>>>,
     deny_list: Option<Arc<Known<Signed, DenyList>>>,
 }
 
@@ -64,15 +69,39 @@ impl TrustState {
         &self.incarnation
     }
 
-    /// A member by its cluster's name, shut out or not.
+    /// A member by its cluster's name, quarantined or not.
     #[must_use]
     pub fn member(&self, cluster: &str) -> Option<&VerifiedMember> {
         self.members.get(cluster).map(|known| &known.verified)
     }
 
-    /// The names of all members, shut out or not.
+    /// The names of all members, quarantined or not.
     pub fn members(&self) -> impl ExactSizeIterator<Item = &ClusterName> {
         self.members.keys()
+    }
+
+    /// A member as it joined, quarantined or not.
+    #[must_use]
+    pub fn member_envelope(&self, cluster: &ClusterName) -> Option<&Member> {
+        self.members.get(cluster).map(|known| &known.envelope)
+    }
+
+    /// The generation by which a cluster left, until it is a member again.
+    #[must_use]
+    pub fn left(&self, cluster: &str) -> Option<u64> {
+        self.departures.get(cluster).map(|known| known.verified)
+    }
+
+    /// A cluster's bundle as it was signed.
+    #[must_use]
+    pub fn bundle_envelope(&self, cluster: &ClusterName) -> Option<&Signed> {
+        self.bundles.get(cluster).map(|known| &known.envelope)
+    }
+
+    /// The deny-list as it was signed.
+    #[must_use]
+    pub fn deny_list_envelope(&self) -> Option<&Signed> {
+        self.deny_list.as_ref().map(|known| &known.envelope)
     }
 
     /// A cluster's bundle.
@@ -93,17 +122,46 @@ impl TrustState {
     }
 
     /// Whether the holder of this identity has a say in `federation`: an operator, a service, or the control-plane of a
-    /// member, and none that the operator shut out.
+    /// member, and none that the operator shut out. A control-plane's certificate must have been issued for the membership
+    /// that stands; `held` is the one it was issued for.
     ///
     /// # Errors
     /// [`ShutOut`] says why not.
-    pub fn admits(&self, id: &SpiffeId, federation: &TrustDomain) -> Result<(), ShutOut> {
+    pub fn admits(&self, id: &SpiffeId, held: Option<u64>, federation: &TrustDomain) -> Result<(), ShutOut> {
         let role = id.role_in(federation).ok_or_else(|| ShutOut::Stranger(id.clone()))?;
         if let PlaneRole::ControlPlane { cluster } = role {
-            let member = self.member(cluster).ok_or_else(|| ShutOut::NoMember(cluster.to_owned()))?;
-            check_membership(self.deny_list(), member.cluster(), member.generation())?;
+            self.check_standing(id, cluster, held)?;
         }
         check_identity(self.deny_list(), id)
+    }
+
+    /// Whether anything is to be expected of the holder of this identity, whichever certificate it holds.
+    #[must_use]
+    pub fn expects(&self, id: &SpiffeId, federation: &TrustDomain) -> bool {
+        let held = match id.role_in(federation) {
+            Some(PlaneRole::ControlPlane { cluster }) => self.member(cluster).map(VerifiedMember::generation),
+            _ => None,
+        };
+        self.admits(id, held, federation).is_ok()
+    }
+
+    fn check_standing(&self, id: &SpiffeId, name: &str, held: Option<u64>) -> Result<(), ShutOut> {
+        let no_member = || ShutOut::NoMember(name.to_owned());
+        let cluster: ClusterName = name.parse().map_err(|_| no_member())?;
+        let held = held.ok_or_else(|| ShutOut::Unmarked(id.clone()))?;
+        check_membership(self.deny_list(), &cluster, held)?;
+        let Some(member) = self.member(name) else {
+            return Err(match self.left(name) {
+                Some(generation) if generation >= held => ShutOut::Left { cluster, generation },
+                Some(_) => ShutOut::Unknown { cluster, generation: held },
+                None => no_member(),
+            });
+        };
+        match member.generation() {
+            by if by > held => Err(ShutOut::Replaced { cluster, held, by }),
+            by if by < held => Err(ShutOut::Unknown { cluster, generation: held }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether somebody who has applied `epoch` of `incarnation` can be told only what changed since.
@@ -121,12 +179,14 @@ impl TrustState {
         let newer = cursor.unwrap_or(0);
         let members = self.members.values().filter(|known| known.revision > newer);
         let bundles = self.bundles.values().filter(|known| known.revision > newer);
+        let departures = self.departures.values().filter(|known| known.revision > newer);
         let deny_list = self.deny_list.as_ref().filter(|known| known.revision > newer);
         Some(WatchResponse {
             full: cursor.is_none(),
             members: members.map(|known| known.envelope.clone()).collect(),
             bundles: bundles.map(|known| known.envelope.clone()).collect(),
             deny_list: deny_list.map(|known| known.envelope.clone()),
+            departures: departures.map(|known| known.envelope.clone()).collect(),
             ..self.nothing_new()
         })
     }
@@ -143,6 +203,8 @@ impl TrustState {
             self.take_member(verifier, cluster, entry)?
         } else if let Some(trust_domain) = layout::name_below(layout::BUNDLES, &entry.key) {
             self.take_bundle(verifier, trust_domain, entry)?
+        } else if let Some(cluster) = layout::name_below(layout::DEPARTURES, &entry.key) {
+            self.take_departure(verifier, cluster, entry)?
         } else if entry.key == layout::QUARANTINE {
             self.take_deny_list(verifier, entry)?
         } else {
@@ -167,6 +229,14 @@ impl TrustState {
             return Err(Ignored::Older);
         }
         let cluster = verified.cluster().clone();
+        if self.is_evicted(&verified) {
+            return Ok(false);
+        }
+        match self.left(cluster.as_str()) {
+            Some(left) if left >= verified.generation() => return Err(Ignored::Left(left)),
+            _ => {}
+        }
+        self.departures.remove(&cluster);
         self.members.insert(cluster, Arc::new(Known { revision: entry.modified, envelope, verified }));
         Ok(true)
     }
@@ -177,7 +247,11 @@ impl TrustState {
         if known.is_some_and(|known| known.revision >= entry.modified) {
             return Ok(false);
         }
-        let member = self.members.get(&cluster).ok_or(Ignored::NoMember)?;
+        let Some(member) = self.members.get(&cluster) else {
+            let gone = self.left(cluster.as_str()).is_some()
+                || self.deny_list().is_some_and(|list| list.evictions.contains_key(&cluster));
+            return if gone { Ok(false) } else { Err(Ignored::NoMember) };
+        };
         let (envelope, verified) = verifier.stored_bundle(&member.verified, &entry.value)?;
         if known.is_some_and(|known| known.verified.is_newer_than(&verified)) {
             return Err(Ignored::Older);
@@ -195,7 +269,50 @@ impl TrustState {
         if known.is_some_and(|known| known.verified.epoch > verified.epoch) {
             return Err(Ignored::Older);
         }
+        let evicted = self.members.values().filter(|known| evicts(&verified, &known.verified));
+        let evicted: Vec<_> = evicted.map(|known| known.verified.cluster().clone()).collect();
+        for cluster in evicted {
+            self.forget(&cluster);
+        }
         self.deny_list = Some(Arc::new(Known { revision: entry.modified, envelope, verified }));
         Ok(true)
     }
+
+    fn take_departure(&mut self, verifier: &Verifier, cluster: &str, entry: &Entry) -> Result<bool, Ignored> {
+        let (envelope, member) = verifier.stored_departure(&entry.value)?;
+        let (name, generation) = (member.cluster().clone(), member.generation());
+        if name.as_str() != cluster {
+            return Err(Ignored::Misplaced(name));
+        }
+        let newer = self.left(cluster).is_some_and(|left| left >= generation)
+            || self.member(cluster).is_some_and(|member| member.generation() > generation);
+        if newer {
+            return Ok(false);
+        }
+        self.forget(&name);
+        self.departures.insert(name, Arc::new(Known { revision: entry.modified, envelope, verified: generation }));
+        Ok(true)
+    }
+
+    fn is_evicted(&self, member: &VerifiedMember) -> bool {
+        self.deny_list().is_some_and(|list| evicts(list, member))
+    }
+
+    fn forget(&mut self, cluster: &ClusterName) {
+        self.members.remove(cluster);
+        self.bundles.remove(cluster);
+    }
+
+    /// Whether the value of a key is believed although nobody stores it any more.
+    fn misses(&self, verifier: &Verifier, key: &str) -> bool {
+        match (layout::name_below(layout::MEMBERS, key), layout::name_below(layout::BUNDLES, key)) {
+            (Some(cluster), _) => self.members.contains_key(cluster),
+            (_, Some(domain)) => verifier.cluster_of(domain).is_some_and(|it| self.bundles.contains_key(&it)),
+            _ => key == layout::QUARANTINE && self.deny_list.is_some(),
+        }
+    }
+}
+
+fn evicts(list: &DenyList, member: &VerifiedMember) -> bool {
+    list.evicts(member.cluster(), member.generation())
 }

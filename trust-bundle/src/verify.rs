@@ -7,8 +7,10 @@ use federation::{ClusterName, FederationDomain, RecordKey};
 use federation_api::payload::Payload;
 use federation_api::record::v1::{Member, Signed};
 use federation_api::signing::PublicKey;
+use federation_api::trust::v1::StoredDeparture;
 use federation_api::verify::{
-    DenyList, DenyListError, MemberError, RecordError, VerifiedMember, verify_deny_list, verify_member,
+    DenyList, DenyListError, MemberError, RecordError, VerifiedDelegation, VerifiedMember, verify_delegation,
+    verify_deny_list, verify_member,
 };
 use prost::Message;
 use spiffe_identity::{Bundle, BundleError, TrustDomain, TrustDomainError};
@@ -91,6 +93,31 @@ impl Verifier {
     /// [`VerifyError::Member`]
     pub fn member(&self, member: &Member, joining: Option<SystemTime>) -> Result<VerifiedMember, VerifyError> {
         Ok(verify_member(&self.root, &self.federation, member, joining)?)
+    }
+
+    /// The delegation of a token.
+    ///
+    /// # Errors
+    /// [`VerifyError::Member`]
+    pub fn delegation(&self, signed: &Signed) -> Result<VerifiedDelegation, VerifyError> {
+        let delegation = verify_delegation(&self.root, signed)?;
+        if delegation.federation != self.federation {
+            let found = delegation.federation.to_string();
+            return Err(MemberError::Federation { part: "delegation", found }.into());
+        }
+        Ok(delegation)
+    }
+
+    /// A departure as it is stored, with the membership that ended.
+    ///
+    /// # Errors
+    /// [`VerifyError`]
+    pub fn stored_departure(&self, value: &Bytes) -> Result<(Signed, VerifiedMember), VerifyError> {
+        let StoredDeparture { member, statement } = StoredDeparture::decode(value.clone())?;
+        let member = self.member(&member.unwrap_or_default(), None)?;
+        let statement = statement.unwrap_or_default();
+        member.verify_departure(&statement)?;
+        Ok((statement, member))
     }
 
     /// The bundle of a member's own trust domain, in its own word.

@@ -1,7 +1,7 @@
-//! Why a join or a bundle is refused, and what the caller is told.
+//! Why a change of the members is refused, and what the caller is told.
 
 use federation::ClusterName;
-use federation_api::verify::{MemberError, RecordError};
+use federation_api::verify::{DenyListError, MemberError, RecordError};
 use federation_store::StoreError;
 use spiffe_identity::TrustDomain;
 use tonic::{Code, Status};
@@ -10,7 +10,7 @@ use tracing::error;
 use crate::standing::ShutOut;
 use crate::verify::VerifyError;
 
-/// Why a join or a bundle was refused.
+/// Why a change was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// A signature or the chain does not hold.
@@ -35,6 +35,33 @@ pub enum Refused {
     /// The token was used before.
     #[error("the token of cluster {0} was used already: ask the operator for a new one")]
     TokenUsed(ClusterName),
+    /// The operator revoked the token.
+    #[error("token {0} was revoked: ask the operator for a new one")]
+    TokenRevoked(String),
+    /// The token was used, so there is nothing left to revoke.
+    #[error("token {0} was used already: evict its cluster to end the membership")]
+    TokenSpent(String),
+    /// No more tokens can be known.
+    #[error("{0} tokens are known already; those that ended are forgotten after 30 days")]
+    TooManyTokens(usize),
+    /// The deny-list is not newer than the one in force.
+    #[error("the deny-list has epoch {offered}, the one in force has {current}")]
+    OldDenyList {
+        /// The epoch in force.
+        current: u64,
+        /// The epoch that was put.
+        offered: u64,
+    },
+    /// The membership does not follow the one that stands.
+    #[error("cluster {cluster}: {offered} does not follow {current}")]
+    StaleMember {
+        /// The cluster.
+        cluster: ClusterName,
+        /// What was put.
+        offered: String,
+        /// What stands.
+        current: String,
+    },
     /// A membership of the same or a higher generation exists.
     #[error(
         "cluster {cluster} has a membership of generation {current}, the token's is {offered}: ask the operator for a new one"
@@ -65,13 +92,14 @@ pub enum Refused {
 
 impl Refused {
     /// Tells a forgery from a token that is void and from a mistake in the form.
-    pub(super) fn unverified(field: &'static str, error: VerifyError) -> Self {
+    pub(crate) fn unverified(field: &'static str, error: VerifyError) -> Self {
         match error {
             VerifyError::Member(error @ (MemberError::Expired | MemberError::Federation { .. })) => {
                 Self::TokenVoid(error)
             }
             VerifyError::Member(MemberError::Signature(_) | MemberError::Grant(_) | MemberError::AfterSequence(_))
-            | VerifyError::Record(RecordError::Signature) => Self::Unverified { field, source: error },
+            | VerifyError::Record(RecordError::Signature)
+            | VerifyError::DenyList(DenyListError::Signature) => Self::Unverified { field, source: error },
             error => Self::Malformed { field, reason: error.to_string() },
         }
     }
@@ -84,9 +112,14 @@ impl From<Refused> for Status {
             Refused::Malformed { .. } => Code::InvalidArgument,
             Refused::TokenVoid(_)
             | Refused::TokenUsed(_)
+            | Refused::TokenRevoked(_)
+            | Refused::TokenSpent(_)
+            | Refused::OldDenyList { .. }
+            | Refused::StaleMember { .. }
             | Refused::OldGeneration { .. }
             | Refused::StaleBundle { .. } => Code::FailedPrecondition,
-            Refused::ShutOut(_) => Code::PermissionDenied,
+            Refused::TooManyTokens(_) => Code::ResourceExhausted,
+            Refused::ShutOut(shut_out) => return shut_out.clone().into(),
             Refused::Store(source) => {
                 // What lies behind it is not the caller's to know.
                 error!(error = source as &dyn std::error::Error, "the store failed");
@@ -99,6 +132,10 @@ impl From<Refused> for Status {
 
 impl From<ShutOut> for Status {
     fn from(shut_out: ShutOut) -> Self {
-        Self::permission_denied(shut_out.to_string())
+        match shut_out {
+            // Another replica may know it, and this one will.
+            ShutOut::Unknown { .. } => Self::unavailable(shut_out.to_string()),
+            _ => Self::permission_denied(shut_out.to_string()),
+        }
     }
 }

@@ -11,12 +11,12 @@ use federation_api::trust::v1::{WatchRequest, WatchResponse, WatchStart, watch_r
 use federation_store::{Revision, Store};
 use futures_util::{Stream, StreamExt, stream};
 use mesh_runtime::DrainWatcher;
-use spiffe_identity::{SpiffeId, TrustDomain};
+use spiffe_identity::TrustDomain;
 use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
 use tracing::info;
 
-use super::TrustService;
+use super::{Caller, TrustService};
 use crate::state::TrustState;
 use crate::watchers::Watching;
 
@@ -28,18 +28,23 @@ const START_DEADLINE: Duration = Duration::from_secs(5);
 type Responses = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
 impl<S: Store> TrustService<S> {
-    pub(super) async fn open_watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Responses, Status> {
-        let peer = self.authorize(&request)?;
+    pub(super) async fn open_watch(
+        &self,
+        caller: &Caller,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Responses, Status> {
+        let peer = self.authorize(caller)?;
         let too_many = || Status::resource_exhausted(format!("{peer} has too many watches open"));
         let watching = self.parts.watchers.add(&peer).ok_or_else(too_many)?;
         let mut requests = request.into_inner();
         let start = tokio::time::timeout(START_DEADLINE, first_request(&mut requests))
             .await
             .map_err(|_| Status::deadline_exceeded("no start came in time"))??;
+        watching.named(&start.replica);
         let state = self.parts.state.clone();
         let cursor = state.borrow().knows(&start.incarnation, start.epoch).then_some(start.epoch);
         let watch = Watch {
-            peer,
+            caller: caller.clone(),
             federation: self.federation().clone(),
             requests,
             state,
@@ -53,7 +58,7 @@ impl<S: Store> TrustService<S> {
             match watch.next().await? {
                 Ok(response) => Some((Ok(response), Some(watch))),
                 Err(status) => {
-                    info!(peer.id = %watch.peer, reason = status.message(), "watch ended");
+                    info!(peer.id = watch.caller.name(), reason = status.message(), "watch ended");
                     Some((Err(status), None))
                 }
             }
@@ -75,7 +80,7 @@ async fn first_request(requests: &mut Streaming<WatchRequest>) -> Result<WatchSt
 }
 
 struct Watch {
-    peer: SpiffeId,
+    caller: Caller,
     federation: TrustDomain,
     requests: Streaming<WatchRequest>,
     state: watch::Receiver<Arc<TrustState>>,
@@ -117,7 +122,9 @@ impl Watch {
     /// What the watcher lacks now, if it still has a say.
     fn lacking(&mut self) -> Result<Option<WatchResponse>, Status> {
         let now = self.state.borrow_and_update().clone();
-        now.admits(&self.peer, &self.federation)?;
+        if let Some(id) = &self.caller.id {
+            now.admits(id, self.caller.held, &self.federation)?;
+        }
         let lacking = now.since(self.cursor);
         let response = match self.roots.take() {
             // The first response always comes: it carries the version and the roots.

@@ -9,6 +9,7 @@ use tracing::error;
 use super::TrustState;
 use crate::metrics::Metrics;
 use crate::verify::Verifier;
+use crate::watchers::Watchers;
 
 /// The state as it was read, and where to go on from.
 #[derive(Debug)]
@@ -19,20 +20,26 @@ pub struct Loaded {
     pub revision: Revision,
 }
 
-/// Reads the whole state.
+/// Reads the whole state; `watchers` hears of those that watch elsewhere.
 ///
 /// # Errors
 /// The store's.
-pub async fn load<S: Store>(store: &S, verifier: &Verifier, metrics: &Metrics) -> Result<Loaded, StoreError> {
+pub async fn load<S: Store>(
+    store: &S,
+    verifier: &Verifier,
+    metrics: &Metrics,
+    watchers: &Watchers,
+) -> Result<Loaded, StoreError> {
     let snapshot = store.snapshot("").await?;
+    watchers.heard_all(&snapshot.entries);
     let mut state = TrustState { incarnation: store.incarnation().await?.to_string(), ..TrustState::default() };
     take_all(&mut state, &snapshot.entries, verifier, metrics);
     metrics.show(&state);
     Ok(Loaded { state, revision: snapshot.revision })
 }
 
-/// Keeps `published` equal to the store, from `after` on and until the store ends. A watch that has to start over from a
-/// snapshot takes nothing from anybody.
+/// Keeps `published` equal to the store, from `after` on and until the store ends; `watchers` hears of what other replicas
+/// say of theirs. A watch that has to start over from a snapshot takes nothing from anybody.
 ///
 /// # Errors
 /// The store's, when it cannot go on.
@@ -42,14 +49,25 @@ pub async fn publish<S: Store>(
     published: watch::Sender<Arc<TrustState>>,
     verifier: &Verifier,
     metrics: &Metrics,
+    watchers: &Watchers,
 ) -> Result<(), FollowError> {
     follow(&store, "", after, |followed| {
-        let entries = match followed {
-            Followed::Snapshot(snapshot) => snapshot.entries,
-            Followed::Batch(batch) => batch.changes.into_iter().filter_map(put).collect(),
+        let (entries, deleted) = match followed {
+            Followed::Snapshot(snapshot) => {
+                watchers.heard_all(&snapshot.entries);
+                (snapshot.entries, Vec::new())
+            }
+            Followed::Batch(batch) => {
+                let (entries, deleted) = split(batch.changes);
+                watchers.heard(&entries, &deleted);
+                (entries, deleted)
+            }
         };
         published.send_if_modified(|state| {
             let changed = take_all(Arc::make_mut(state), &entries, verifier, metrics);
+            for key in deleted.iter().filter(|key| state.misses(verifier, key)) {
+                error!(key, "somebody deleted this from the store: keeping the last good one");
+            }
             metrics.show(state);
             changed
         });
@@ -57,24 +75,33 @@ pub async fn publish<S: Store>(
     .await
 }
 
-fn put(change: Change) -> Option<Entry> {
-    match change {
-        Change::Put(entry) => Some(entry),
-        Change::Delete { key } => {
-            if key == layout::QUARANTINE || key.starts_with(layout::MEMBERS) || key.starts_with(layout::BUNDLES) {
-                error!(key, "somebody deleted this from the store: keeping the last good one");
-            }
-            None
+fn split(changes: Vec<Change>) -> (Vec<Entry>, Vec<String>) {
+    let (mut entries, mut deleted) = (Vec::new(), Vec::new());
+    for change in changes {
+        match change {
+            Change::Put(entry) => entries.push(entry),
+            Change::Delete { key } => deleted.push(key),
         }
+    }
+    (entries, deleted)
+}
+
+/// What is judged by something else comes after that: a member by the deny-list, a departure and a bundle by the member.
+fn place(key: &str) -> u8 {
+    match key {
+        layout::QUARANTINE => 0,
+        key if key.starts_with(layout::DEPARTURES) => 2,
+        key if key.starts_with(layout::BUNDLES) => 3,
+        _ => 1,
     }
 }
 
-/// Takes what counts and reports the rest; says whether anything changed.
+/// Takes all that counts and reports the rest; says whether anything changed.
 fn take_all(state: &mut TrustState, entries: &[Entry], verifier: &Verifier, metrics: &Metrics) -> bool {
-    // A bundle is judged by its member, and both may have changed at once.
-    let (bundles, others): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.key.starts_with(layout::BUNDLES));
+    let mut ordered: Vec<_> = entries.iter().collect();
+    ordered.sort_by_key(|entry| place(&entry.key));
     let mut changed = false;
-    for entry in others.into_iter().chain(bundles) {
+    for entry in ordered {
         match state.take(verifier, entry) {
             Ok(taken) => changed |= taken,
             Err(error) => {

@@ -80,7 +80,7 @@ async fn a_replaced_membership_has_no_say_over_its_successors_bundle() {
     let replaced = plane.join_with(&plane.token("east", now)).await;
     let successor = plane.join_with(&plane.token("east", now + Duration::from_millis(1))).await;
     let refused = put(&plane, &replaced, &replaced.bundle(u64::MAX, u64::MAX)).await;
-    assert_refused(refused, Code::Unauthenticated, "signature");
+    assert_refused(refused, Code::PermissionDenied, "was replaced by generation");
     assert_eq!(plane.stored().await[KEY], successor.bundle.encode_to_vec());
     // The successor's certificate may be in the wrong hands as well: it takes the publish key.
     let refused = put(&plane, &successor, &replaced.bundle(u64::MAX, u64::MAX)).await;

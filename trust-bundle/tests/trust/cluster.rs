@@ -5,9 +5,10 @@ use std::time::SystemTime;
 use federation::{ClusterName, RecordKey};
 use federation_api::payload::Payload;
 use federation_api::record::v1::{Member, Signed};
-use federation_api::signing::{PublishKey, Speaker};
-use federation_api::token::JoinToken;
+use federation_api::signing::{PublicKey, PublishKey, Speaker};
+use federation_api::token::{JoinToken, rotate};
 use federation_api::trust::v1::JoinResponse;
+use federation_api::verify::verify_member;
 use mesh_tls::{Identity, new_key_and_csr};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
@@ -73,6 +74,24 @@ impl Cluster {
 
     pub(crate) fn id(&self) -> SpiffeId {
         self.identity.spiffe_id().unwrap()
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.speaker.generation
+    }
+
+    /// Its farewell.
+    pub(crate) fn departure(&self) -> Signed {
+        self.say(100, &RecordKey::Membership, &Payload::Withdrawal)
+    }
+
+    /// Its membership with the grant of another publish key, and itself when it speaks with that key.
+    pub(crate) fn with_next_key(self, after: u64, root: &PublicKey) -> Self {
+        let verified = verify_member(root, &domain(), &self.member, None).unwrap();
+        let next = PublishKey::generate().unwrap();
+        let mut member = self.member.clone();
+        member.grants.push(rotate(&self.speaker.key, &verified, &next.public(), after));
+        Self { member, speaker: Speaker { key: next, ..self.speaker }, ..self }
     }
 
     /// The cluster's bundle, said again.

@@ -87,7 +87,7 @@ async fn garbage_in_the_store_keeps_the_last_good() {
     let older = plane.token("west", now - Duration::from_secs(60));
     assert_refused(plane.send(&Attempt::new(&older)).await, Code::FailedPrecondition, "generation");
     let refused = publish_bundle(plane.channel(Some(&old.identity)), old.bundle(11, 2)).await;
-    assert_refused(refused, Code::Unauthenticated, "signature");
+    assert_refused(refused, Code::PermissionDenied, "was replaced by generation");
     let stale = publish_bundle(plane.channel(Some(&east.identity)), east.bundle(9, 9)).await;
     assert_refused(stale, Code::FailedPrecondition, "not above 10");
     // A good value mends what was spoilt.

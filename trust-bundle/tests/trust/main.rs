@@ -3,11 +3,14 @@
 
 mod bundles;
 mod cluster;
+mod ending;
 mod joining;
 mod keeping;
 mod making;
+mod operating;
 mod plane;
 mod process;
 mod racing;
 mod renewing;
+mod replicas;
 mod watching;

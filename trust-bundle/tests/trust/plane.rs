@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use federation::FederationDomain;
 use federation::delegation::NamespaceSet;
-use federation_api::client::trust::{self, TrustAcks, TrustCursor, TrustEvent};
+use federation_api::audit::Chain;
+use federation_api::client::trust::{self, TrustAcks, TrustCursor, TrustEvent, operations};
 use federation_api::client::{Disconnect, Events, Reconnect};
 use federation_api::record::v1::Signed;
 use federation_api::signing::MembershipRoot;
 use federation_api::token::{JoinToken, TokenRequest};
-use federation_api::trust::v1::{JoinResponse, WatchResponse};
+use federation_api::trust::v1::{AuditEntry, JoinResponse, WatchResponse};
 use federation_api::verify::DenyList;
 use federation_store::{EmbeddedStore, Store, Transaction};
 use mesh_runtime::Process;
@@ -140,6 +141,45 @@ impl Plane {
         identity(&self.authority, id)
     }
 
+    /// One that was issued for a membership.
+    pub(crate) fn identity_of(&self, id: &SpiffeId, generation: u64) -> Identity {
+        let (key, csr) = new_key_and_csr().unwrap();
+        let mark = format!("generation {generation}");
+        let svid = self.authority.issue_marked(&csr, id, &mark, HOUR, SystemTime::now()).unwrap();
+        Identity::from_der(svid.chain, key).unwrap()
+    }
+
+    pub(crate) fn operator(&self) -> Identity {
+        self.identity(&SpiffeId::operator(&trust_domain(), "admin").unwrap())
+    }
+
+    /// As an operator calls.
+    pub(crate) fn operations(&self) -> Channel {
+        self.channel(Some(&self.operator()))
+    }
+
+    /// The whole audit record, whose chain must hold.
+    pub(crate) async fn audit(&self) -> Vec<AuditEntry> {
+        let (mut chain, mut entries) = (Chain::default(), Vec::new());
+        let read = operations::read_audit(self.operations(), 0, |entry| {
+            chain.follow(&entry).unwrap();
+            entries.push(entry);
+        });
+        read.await.unwrap();
+        entries
+    }
+
+    /// Another replica of the service, on the same store and the same files.
+    pub(crate) async fn replica(&self) -> Replica {
+        let files = Files::read(&self.directory.path().join("service")).unwrap();
+        let process = Process::for_tests();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let first_state = process.readiness().require("the store's state");
+        let service = tokio::spawn(serve(files, settings(), self.store.clone(), listener, process, first_state));
+        Replica { address, service }
+    }
+
     pub(crate) fn federator(&self) -> Identity {
         self.identity(&SpiffeId::service(&trust_domain(), "federator").unwrap())
     }
@@ -173,10 +213,27 @@ impl Plane {
         assert!(self.store.commit(put).await.unwrap().done().is_some());
     }
 
-    /// Everything that is stored.
+    /// Everything that is stored about members.
     pub(crate) async fn stored(&self) -> BTreeMap<String, Vec<u8>> {
         let entries = self.store.snapshot("").await.unwrap().entries;
-        entries.into_iter().map(|entry| (entry.key, entry.value.to_vec())).collect()
+        let of_members = |key: &str| !["audit", "watchers/", "authority/"].iter().any(|other| key.starts_with(other));
+        entries
+            .into_iter()
+            .filter(|entry| of_members(&entry.key))
+            .map(|entry| (entry.key, entry.value.to_vec()))
+            .collect()
+    }
+}
+
+/// Another replica; it dies when dropped, without a word.
+pub(crate) struct Replica {
+    pub(crate) address: SocketAddr,
+    service: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.service.abort();
     }
 }
 

@@ -48,7 +48,7 @@ impl Service {
             "runtime": { "admin": format!("{address}:15020"), "health": format!("{address}:15021") },
             "listen": format!("{address}:15012"),
             "serviceDirectory": directory.join("service"),
-            "store": directory.join("trust.redb"),
+            "store": { "embedded": { "file": directory.join("trust.redb") } },
         });
         std::fs::write(&config, text.to_string()).unwrap();
         let child = Command::new(PROGRAM).arg("--config").arg(config).stderr(Stdio::null()).spawn().unwrap();

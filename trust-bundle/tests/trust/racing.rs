@@ -13,6 +13,7 @@ use mesh_tls::new_key_and_csr;
 use prost::Message;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
+use trust_bundle::audit::AuditLog;
 use trust_bundle::membership::{Membership, Refused};
 use trust_bundle::standing::ShutOut;
 use trust_bundle::state::TrustState;
@@ -82,7 +83,8 @@ fn meddled(plane: &Plane, at: &'static str, transaction: Transaction) -> Members
     let meddling = Arc::new(Mutex::new(Some(transaction)));
     let store = Meddled { store: plane.store.clone(), at, meddling, lag: Duration::ZERO };
     let (_, lagging) = watch::channel(Arc::new(TrustState::default()));
-    Membership::new(store, Verifier::new(domain(), plane.root.public()), lagging)
+    let audit = AuditLog::new(store.clone());
+    Membership::new(store, Verifier::new(domain(), plane.root.public()), lagging, audit)
 }
 
 fn quarantine(plane: &Plane, cluster: &str) -> Transaction {
@@ -90,7 +92,7 @@ fn quarantine(plane: &Plane, cluster: &str) -> Transaction {
 }
 
 async fn publish(membership: &Membership<Meddled>, cluster: &Cluster, bundle: &Signed) -> Result<Revision, Refused> {
-    membership.publish_bundle(&cluster.name(), bundle).await
+    membership.publish_bundle("test", &cluster.name(), bundle).await
 }
 
 #[tokio::test]
@@ -123,7 +125,7 @@ async fn a_quarantine_that_comes_in_between_counts() {
 
     let membership = meddled(&plane, "tokens/", quarantine(&plane, "west"));
     let joining = membership.examine(&attempt.member, &attempt.bundle, SystemTime::now()).unwrap();
-    let refused = membership.admit(&joining).await;
+    let refused = membership.admit(&joining, b"key").await;
     assert!(matches!(refused, Err(Refused::ShutOut(ShutOut::Quarantined(_)))), "{refused:?}");
 
     let membership = meddled(&plane, "bundles/", quarantine(&plane, "east"));

@@ -40,7 +40,9 @@ async fn a_caller_gets_its_own_identity_whatever_it_asks_for() {
         let chain = renewed.certificate_chain.into_iter().map(CertificateDer::from).collect();
         let renewed = Identity::from_der(chain, key).unwrap();
         let left = renewed.not_after().unwrap().duration_since(SystemTime::now()).unwrap();
-        assert!(left <= 24 * HOUR && left > 23 * HOUR, "{left:?}");
+        // Operators come by rarely.
+        let days = if renewed.spiffe_id() == Some(operator.clone()) { 365 } else { 1 };
+        assert!(left <= days * 24 * HOUR && left > (days * 24 - 1) * HOUR, "{left:?}");
         plane.watch(&renewed, TrustCursor::default()).update().await;
     }
 }
@@ -66,7 +68,7 @@ async fn who_has_no_part_in_the_federation_is_refused() {
         assert_ended(&watcher.end().await, code, words);
     };
     refused(None, Code::Unauthenticated, "client certificate").await;
-    let stranger = plane.identity(&control_plane("nowhere"));
+    let stranger = plane.identity_of(&control_plane("nowhere"), 1);
     refused(Some(&stranger), Code::PermissionDenied, "nowhere is no member").await;
     let workload = plane.identity(&SpiffeId::workload(&trust_domain(), "shop", "cart").unwrap());
     refused(Some(&workload), Code::PermissionDenied, "no part in the federation").await;
@@ -75,7 +77,7 @@ async fn who_has_no_part_in_the_federation_is_refused() {
 #[tokio::test]
 async fn a_caller_of_a_foreign_trust_domain_is_refused() {
     let plane = Plane::start().await;
-    plane.join("east").await;
+    let member = plane.join("east").await;
     let directory = tempfile::tempdir().unwrap();
     let make = |name: &str| {
         let foreign = name.parse().unwrap();
@@ -92,7 +94,9 @@ async fn a_caller_of_a_foreign_trust_domain_is_refused() {
         assert!(end.to_string().contains("certificate") || end.to_string().contains("transport"), "{end}");
     }
     // The same path under the federation's own root is answered.
-    renew(plane.channel(Some(&plane.identity(&control_plane("east")))), greedy().1).await.unwrap();
+    renew(plane.channel(Some(&plane.identity_of(&control_plane("east"), member.generation()))), greedy().1)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

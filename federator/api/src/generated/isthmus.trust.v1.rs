@@ -400,6 +400,15 @@ pub struct StoredToken {
     #[prost(bytes = "vec", tag = "4")]
     pub key_digest: ::prost::alloc::vec::Vec<u8>,
 }
+/// Below "departures/", by the cluster's name.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoredDeparture {
+    /// The membership that ended, by which the statement is verified.
+    #[prost(message, optional, tag = "1")]
+    pub member: ::core::option::Option<super::super::record::v1::Member>,
+    #[prost(message, optional, tag = "2")]
+    pub statement: ::core::option::Option<super::super::record::v1::Signed>,
+}
 /// "audit-head": where the record ends.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoredAuditHead {
