@@ -9,12 +9,18 @@
 //!                └─────────────┘ own signed records
 //! ```
 //!
+//! The cluster's own authority signs for its proxies ([`authority`]); its root and the key under which the cluster speaks are
+//! replaced in steps that wait for everybody who must know ([`rotation`]).
+//!
 //! Invariants:
 //! - One task owns the state; everybody else sees immutable snapshots.
 //! - Nothing of another cluster is believed before it was verified under the membership root pinned at the join.
 //! - Disconnection deletes nothing. A restart with the federation gone serves discovery and names from the disk at once.
 //! - Before the cluster's own objects were read once, nothing is published, withdrawn, released or written; before the
 //!   federation's first full state, nothing is said to be absent.
+//! - A root signs only after every connected proxy and watcher has acknowledged it, and goes only after the last certificate
+//!   below it has ended; an emergency alone hurries. A bundle's sequence only grows, over restarts and lost disks.
+//! - A membership that its member ended, or that a later one replaced, is not brought back by an old word.
 //! - Sequences and other clusters' records are on disk before they are said or acknowledged.
 
 pub mod admin;
