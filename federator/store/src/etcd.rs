@@ -21,7 +21,7 @@ mod members;
 mod metrics;
 mod watch;
 
-use commit::{Commit, Slots};
+use commit::{Slots, commit};
 pub use config::EtcdConfig;
 use fault::Fault;
 use keys::{Keys, number, revision};
@@ -241,7 +241,7 @@ impl Store for EtcdStore {
     async fn commit(&self, transaction: Transaction) -> Result<Committed, StoreError> {
         transaction.check()?;
         let Inner { members, keys, slots, .. } = &*self.inner;
-        Box::pin(Commit::new(members, keys, slots, &transaction).await?.run()).await
+        Box::pin(commit(members, keys, slots, &transaction)).await
     }
 
     fn watch(&self, prefix: &str, after: Revision) -> WatchStream {

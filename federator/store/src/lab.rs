@@ -65,6 +65,8 @@ impl EtcdCluster {
     ///
     /// When `etcd` is not installed, or does not come up.
     pub async fn start(options: LabOptions) -> io::Result<Self> {
+        // Asked here, since `setpriv` starts it later.
+        Command::new("etcd").arg("--version").stdout(Stdio::null()).status().map_err(explain)?;
         let directory = tempfile::tempdir()?;
         // A block of its own below 127.0.0.0/8, so that well-known ports are free.
         let block = [127, rand::random_range(64..250), rand::random_range(1..250)];
@@ -283,8 +285,13 @@ impl EtcdCluster {
         let log = std::fs::File::options().create(true).append(true).open(self.file(&format!("m{member}.log")))?;
         let (key, certificate) = (self.file("member.key"), self.file("member.crt"));
         let authority = self.file("ca.crt");
-        let mut command = Command::new("etcd");
-        command.env_clear().env("HTTPS_PROXY", format!("http://{}", self.network.proxy(member)));
+        // Should the lab be killed, the kernel ends its members.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "SIGKILL", "--", "etcd"]);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HTTPS_PROXY", format!("http://{}", self.network.proxy(member)));
         command.args(self.cluster_arguments(member)).arg("--data-dir").arg(&self.members[member].data);
         command.arg(format!("--listen-peer-urls=https://{address}:2380"));
         command.arg(format!("--listen-client-urls=https://{address}:2379"));

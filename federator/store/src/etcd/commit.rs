@@ -1,7 +1,8 @@
 //! Transactions, each applied at most once and its outcome known, also when an answer got lost.
 //!
-//! An attempt that is not answered may have been applied, or may be applied later. So a transaction that puts something
-//! also puts its own random mark into a *slot*, a key beside the entries, and expects the slot as it was:
+//! An attempt that is not answered may have been applied, or may be applied later. So a transaction that puts something,
+//! or deletes what it expects to be there, also puts its own random mark into a *slot*, a key beside the entries, and
+//! expects the slot as it was:
 //!
 //! ```text
 //! if    <expectations>  and  commits/17 modified by 4711       the attempt and its repetition exclude each other:
@@ -91,8 +92,52 @@ enum Verdict {
     Conflict(String),
 }
 
+/// Commits a transaction. One that only deletes is made to expect what it deletes, as that is found: a repetition is then
+/// told from the first, and deletes nothing that was put in between.
+pub(super) async fn commit(
+    members: &Members,
+    keys: &Keys,
+    slots: &Slots,
+    transaction: &Transaction,
+) -> Result<Committed, StoreError> {
+    let expected = |key: &str| transaction.expect.iter().any(|expect| expect.key == key);
+    let blind = |operation: &Operation| matches!(operation, Operation::Delete { key } if !expected(key));
+    let deletes = !transaction.operations.is_empty() && transaction.operations.iter().all(blind);
+    if !deletes || transaction.expect.len() + transaction.operations.len() >= MAX_OPERATIONS {
+        return Commit::new(members, keys, slots, transaction).await?.run().await;
+    }
+    loop {
+        let present = present(members, keys, transaction).await?;
+        let mut guarded = Transaction { expect: transaction.expect.clone(), operations: Vec::new() };
+        for (key, modified) in present {
+            guarded = guarded.expecting(&key, modified).delete(&key);
+        }
+        match Commit::new(members, keys, slots, &guarded).await?.run().await? {
+            Committed::Conflict { key } if !expected(&key) => {}
+            committed => return Ok(committed),
+        }
+    }
+}
+
+/// Which of the keys that a transaction operates on are there, and when each was modified.
+async fn present(
+    members: &Members,
+    keys: &Keys,
+    transaction: &Transaction,
+) -> Result<Vec<(String, Revision)>, StoreError> {
+    let look = |operation: &Operation| TxnOp::get(keys.of(operation.key()), Some(GetOptions::new().with_keys_only()));
+    let looks: Vec<TxnOp> = transaction.operations.iter().map(look).collect();
+    let read = members.repeat("get", |mut client| {
+        let look = Txn::new().and_then(looks.clone());
+        async move { client.txn(look).await }
+    });
+    let found = read.await?.op_responses().into_iter().map(found);
+    let operated = transaction.operations.iter().map(|operation| operation.key().to_owned());
+    Ok(operated.zip(found).map(|(key, (modified, _))| (key, modified)).filter(|(_, modified)| *modified != 0).collect())
+}
+
 /// One transaction under way.
-pub(super) struct Commit<'s> {
+struct Commit<'s> {
     members: &'s Members,
     keys: &'s Keys,
     transaction: &'s Transaction,
@@ -102,20 +147,26 @@ pub(super) struct Commit<'s> {
 }
 
 impl<'s> Commit<'s> {
-    pub(super) async fn new(
+    async fn new(
         members: &'s Members,
         keys: &'s Keys,
         slots: &'s Slots,
         transaction: &'s Transaction,
     ) -> Result<Self, StoreError> {
-        let puts = transaction.operations.iter().any(|operation| matches!(operation, Operation::Put { .. }));
+        // A slot is a change: only what surely changes something may take a revision.
+        let changes = transaction.operations.iter().any(|operation| match operation {
+            Operation::Put { .. } => true,
+            Operation::Delete { key } => {
+                transaction.expect.iter().any(|expect| expect.key == *key && expect.modified != 0)
+            }
+        });
         let room = transaction.operations.len().max(transaction.expect.len()) < MAX_OPERATIONS
             && transaction.size() + SLOT_BYTES <= MAX_REQUEST_BYTES;
-        let held = if puts && room { Some(slots.take().await?) } else { None };
+        let held = if changes && room { Some(slots.take().await?) } else { None };
         Ok(Self { members, keys, transaction, held, unclear: None })
     }
 
-    pub(super) async fn run(mut self) -> Result<Committed, StoreError> {
+    async fn run(mut self) -> Result<Committed, StoreError> {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let request = self.request();

@@ -15,13 +15,13 @@ use super::metrics::Metrics;
 use crate::Revision;
 
 /// How long one member may take for an answer before the next one is asked. An election takes one to two seconds.
-pub(super) const ATTEMPT: Duration = Duration::from_millis(1500);
+pub(super) const ATTEMPT: Duration = Duration::from_secs(1);
 /// How long a request may take with all its attempts.
 pub(super) const DEADLINE: Duration = Duration::from_secs(8);
 /// Between two attempts: enough for a member that refuses at once not to be asked in a tight loop.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
 /// How long a TCP and TLS handshake may take.
-const CONNECT: Duration = Duration::from_secs(1);
+const CONNECT: Duration = Duration::from_millis(800);
 /// How often an idle connection is pinged. etcd hangs up on clients that ping more often than every 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(6);
 /// How long the answer to a ping may take.
