@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use federation::{ClusterName, Namespace, ServiceId};
 use ipnet::IpNet;
 use jiff::SignedDuration;
+use spiffe_identity::SpiffeId;
 
 use crate::dig::{QueryType, ServerAddress};
 
@@ -17,8 +18,8 @@ Exit codes:
   1  refused, or failed; one line on stderr says what and where
   2  the command line is wrong
   3  answered, but not with good news: `status` found a problem, `dig` got an error
-  4  no control-plane answers at the admin socket
-  5  not done before --timeout";
+  4  no control-plane answers at the admin socket, or no trust-bundle at its addresses
+  5  not done before --timeout, or not acknowledged by all; their names are on stderr";
 
 /// The operator's command of an Isthmus federation.
 #[derive(Debug, Parser)]
@@ -92,13 +93,122 @@ pub(crate) enum Command {
     Status,
     /// Ask the control-plane's DNS
     Dig(Dig),
+    /// Shut a cluster, or a single identity, out of the federation, and wait until every proxy has applied it
+    Quarantine(ShutOut),
+    /// Let a quarantined cluster or identity in again
+    Release(ShutOut),
+    /// End a cluster's membership; to come back it needs a new token
+    Evict(Evict),
+    /// List the federation's members
+    Members(AtService),
+    /// Who did what, and what was refused; exit code 3 when the record is not whole
+    Audit(Audit),
+    /// The federation's own certificate authority
+    #[command(subcommand)]
+    Authority(AuthorityCommand),
+}
+
+/// Where a command of the operator's finds its keys and the trust-bundle.
+#[derive(Debug, Args)]
+pub(crate) struct AtService {
+    /// The operator's directory, as `trust-bundle init` wrote it
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_OPERATOR")]
+    pub(crate) operator: PathBuf,
+}
+
+/// How long to wait until everybody has applied a deny-list.
+#[derive(Debug, Args)]
+pub(crate) struct Acknowledged {
+    #[command(flatten)]
+    pub(crate) service: AtService,
+    /// How long to wait for acknowledgements
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Return as soon as the trust-bundle has taken it
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+/// `isthmus quarantine` and `isthmus release`
+#[derive(Debug, Args)]
+pub(crate) struct ShutOut {
+    /// A cluster's name, or one SPIFFE ID
+    #[arg(value_name = "CLUSTER|SPIFFE-ID")]
+    pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) wait: Acknowledged,
+}
+
+/// Who is shut out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A whole cluster.
+    Cluster(ClusterName),
+    /// One workload, or one identity of the federation's plane.
+    Identity(SpiffeId),
+}
+
+/// `isthmus evict`
+#[derive(Debug, Args)]
+pub(crate) struct Evict {
+    /// The cluster
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) cluster: ClusterName,
+    /// The last membership to end; the present one, if none is given
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) generation: Option<u64>,
+    #[command(flatten)]
+    pub(crate) wait: Acknowledged,
+}
+
+/// `isthmus audit`
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// Only entries after this number
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub(crate) after: u64,
+    #[command(flatten)]
+    pub(crate) service: AtService,
+}
+
+/// What is to be done about the federation's own authority.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuthorityCommand {
+    /// How far its rotation is, and whom it waits for
+    Status(AtService),
+    /// Replace its root: publish, wait until everybody knows it, sign with it, let the old one run out
+    Rotate {
+        #[command(flatten)]
+        service: AtService,
+        /// Wait for nobody: the old root is in wrong hands, and failed connections are the smaller evil
+        #[arg(long)]
+        emergency: bool,
+    },
+    /// Give a rotation up, as long as the new root has signed nothing
+    Cancel(AtService),
+    /// Fetch a new certificate for this operator, and the federation's present roots
+    Renew(AtService),
 }
 
 /// What is to be done about tokens.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Make a one-use join token, offline, with the federation's membership root
+    /// Make a one-use join token with the federation's membership root; works offline
     Create(TokenCreate),
+    /// List the tokens that the trust-bundle knows of
+    List(AtService),
+    /// Make a token worthless before it is used
+    Revoke(TokenRevoke),
+}
+
+/// `isthmus token revoke`
+#[derive(Debug, Args)]
+pub(crate) struct TokenRevoke {
+    /// The id, as `token create` and `token list` show it
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) service: AtService,
 }
 
 /// `isthmus token create`

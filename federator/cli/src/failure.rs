@@ -28,6 +28,15 @@ pub(crate) enum Failure {
     /// A file cannot be used.
     #[error("{}: {reason}", path.display())]
     File { path: PathBuf, reason: String },
+    /// No replica of the trust-bundle answers.
+    #[error("no trust-bundle answers at {addresses}: {reason}")]
+    NoTrustBundle { addresses: String, reason: String },
+    /// The trust-bundle says no, or what cannot be believed.
+    #[error("trust-bundle: {reason}")]
+    RefusedByTrustBundle { reason: String },
+    /// In force, but not everywhere yet.
+    #[error("{what}: in force, but not acknowledged by {}", pending.join(", "))]
+    Unacknowledged { what: String, pending: Vec<String> },
     /// A token cannot be made, or is none.
     #[error("join token: {0}")]
     Token(#[from] federation_api::token::TokenError),
@@ -50,8 +59,8 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Usage(_) => 2,
-            Self::NoControlPlane { .. } => 4,
-            Self::Deadline { .. } => 5,
+            Self::NoControlPlane { .. } | Self::NoTrustBundle { .. } => 4,
+            Self::Deadline { .. } | Self::Unacknowledged { .. } => 5,
             _ => 1,
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   operator's directory ── token create (offline) ──► token
-//!                                                        │ join
+//!      │ mTLS gRPC, with the operator's certificate      │ join
+//!      └──► trust-bundle: quarantine · release · evict · members · audit · token list, revoke · authority
 //!   isthmus ── HTTP/JSON over a Unix socket ──► control-plane     join · leave · rotate · export · get · status
 //!      └────── DNS over UDP, then TCP ────────► its DNS           dig
 //! ```
@@ -14,13 +15,18 @@
 
 mod admin;
 mod arguments;
+mod audit;
+mod authority;
 mod dig;
 mod export;
 mod failure;
 mod get;
 mod join;
 mod leave;
+mod members;
+mod operator;
 mod output;
+mod quarantine;
 mod rotate;
 mod status;
 mod time;
@@ -54,7 +60,9 @@ async fn run(arguments: Arguments) -> Result<bool, Failure> {
     let output = Output::new(global.output, global.color);
     let admin = Admin::at(&global.admin);
     match command {
-        Command::Token(TokenCommand::Create(create)) => token::create(&create, global.output, &output)?,
+        Command::Token(TokenCommand::Create(create)) => token::create(&create, global.output, &output).await?,
+        Command::Token(TokenCommand::List(list)) => token::list(&list, &output).await?,
+        Command::Token(TokenCommand::Revoke(revoke)) => token::revoke(&revoke).await?,
         Command::Join(join) => join::join(&join, &admin, &output).await?,
         Command::Leave(patience) => leave::leave(&patience, &admin, &output).await?,
         Command::Rotate(rotate) => rotate::rotate(&rotate, &admin, &output).await?,
@@ -63,6 +71,12 @@ async fn run(arguments: Arguments) -> Result<bool, Failure> {
         Command::Get(get) => get::get(&get, &admin, &output).await?,
         Command::Status => return status::status(&admin, &output).await,
         Command::Dig(dig) => return dig::dig(&dig, &admin, &output).await,
+        Command::Quarantine(target) => quarantine::quarantine(&target, &output).await?,
+        Command::Release(target) => quarantine::release(&target, &output).await?,
+        Command::Evict(evict) => quarantine::evict(&evict, &output).await?,
+        Command::Members(service) => return members::members(&service, &output).await,
+        Command::Audit(audit) => return audit::audit(&audit, &output).await,
+        Command::Authority(command) => authority::authority(&command, &output).await?,
     }
     Ok(true)
 }

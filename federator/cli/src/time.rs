@@ -34,6 +34,11 @@ pub(crate) fn to_the_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
+/// Milliseconds since 1970 as the services write them, 0 for none.
+pub(crate) fn at_millisecond(milliseconds: i64) -> Option<Timestamp> {
+    (milliseconds != 0).then(|| Timestamp::from_millisecond(milliseconds).ok()).flatten()
+}
+
 fn join(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
     if small == 0 { format!("{large}{large_unit}") } else { format!("{large}{large_unit}{small:02}{small_unit}") }
 }

@@ -1,29 +1,24 @@
-//! `isthmus token create`: offline, from the operator's directory.
+//! `isthmus token`: made offline, from the operator's directory; listed and revoked at the trust-bundle.
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use federation::FederationDomain;
 use federation::delegation::NamespaceSet;
-use federation_api::signing::{MembershipRoot, PublicKey};
+use federation_api::client::trust::operations;
 use federation_api::token::{JoinToken, TokenRequest};
+use federation_api::trust::v1::TokenState;
+use federation_api::trust::v1::token_state::Use;
+use federation_api::verify::verify_delegation;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::arguments::{Format, TokenCreate};
+use crate::arguments::{AtService, Format, TokenCreate, TokenRevoke};
 use crate::failure::Failure;
-use crate::output::{Output, note, print};
-use crate::time::brief;
+use crate::operator::OperatorDirectory;
+use crate::output::{Output, Tone, Toned, note, print};
+use crate::time::{at_millisecond, brief, to_the_second};
 
-/// What `trust-bundle init` wrote about the federation; what is not needed here is passed over.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct FederationFile {
-    federation: FederationDomain,
-    trust_bundle_addresses: Vec<String>,
-    federator_addresses: Vec<String>,
-}
+/// How long making a token waits for the trust-bundle to take note of it.
+const REGISTRATION: Duration = Duration::from_secs(3);
 
 /// `isthmus token create -o json`
 #[derive(Debug, Serialize)]
@@ -31,6 +26,8 @@ struct FederationFile {
 struct Created {
     /// The secret.
     token: String,
+    /// What `token list` and `token revoke` call it.
+    id: String,
     federation: String,
     cluster: String,
     generation: u64,
@@ -46,10 +43,12 @@ struct Created {
 }
 
 /// Prints the token alone on standard output, so that `$(…)` takes it, and what it grants on standard error.
-pub(crate) fn create(arguments: &TokenCreate, format: Format, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn create(arguments: &TokenCreate, format: Format, output: &Output) -> Result<(), Failure> {
     let now = SystemTime::now();
-    let token = make(arguments, now)?;
+    let directory = OperatorDirectory::open(&arguments.operator)?;
+    let token = make(&directory, arguments, now)?;
     let created = describe(&token, arguments)?;
+    register(&directory, &token).await;
     match format {
         Format::Json => output.show(&created, |_| String::new()),
         Format::Table => {
@@ -61,13 +60,20 @@ pub(crate) fn create(arguments: &TokenCreate, format: Format, output: &Output) -
     }
 }
 
-fn make(arguments: &TokenCreate, now: SystemTime) -> Result<JoinToken, Failure> {
-    let directory = &arguments.operator;
-    let key_file = directory.join("membership-root.key");
-    let root = MembershipRoot::from_pem(&read_text(&key_file)?).map_err(|error| unusable(&key_file, &error))?;
-    warn_if_shared(&key_file);
-    check_public_half(&root, &directory.join("membership-root.pub"))?;
-    let file = federation_file(&directory.join("federation.json"))?;
+/// The token is good whether the trust-bundle knows of it or not; what is known can be listed.
+async fn register(directory: &OperatorDirectory, token: &JoinToken) {
+    let (Ok(channel), Some(delegation)) = (directory.channel(), token.signed_delegation()) else { return };
+    let registered = operations::register_token(channel, delegation.clone());
+    let reason = match tokio::time::timeout(REGISTRATION, registered).await {
+        Ok(Ok(())) => return,
+        Ok(Err(status)) => status.message().to_owned(),
+        Err(_) => format!("no answer within {}", brief(REGISTRATION)),
+    };
+    note(&format!("warning: the trust-bundle does not know of this token, which can be used all the same: {reason}"));
+}
+
+fn make(directory: &OperatorDirectory, arguments: &TokenCreate, now: SystemTime) -> Result<JoinToken, Failure> {
+    let root = directory.membership_root()?;
     let namespaces = if arguments.namespaces.is_empty() {
         NamespaceSet::All
     } else {
@@ -76,14 +82,14 @@ fn make(arguments: &TokenCreate, now: SystemTime) -> Result<JoinToken, Failure> 
     Ok(JoinToken::create(
         &root,
         TokenRequest {
-            federation: file.federation,
+            federation: directory.file.federation.clone(),
             cluster: arguments.cluster.clone(),
             namespaces,
             address_ranges: arguments.address_ranges.clone(),
             host_names: arguments.host_names.clone(),
-            federation_roots: certificates(&directory.join("federation-root.crt"))?,
-            trust_bundle_addresses: file.trust_bundle_addresses,
-            federator_addresses: file.federator_addresses,
+            federation_roots: directory.federation_roots()?.iter().map(|root| root.to_vec()).collect(),
+            trust_bundle_addresses: directory.file.trust_bundle_addresses.clone(),
+            federator_addresses: directory.file.federator_addresses.clone(),
             created: now,
             lifetime: arguments.expires,
         },
@@ -99,6 +105,7 @@ fn describe(token: &JoinToken, arguments: &TokenCreate) -> Result<Created, Failu
     }
     Ok(Created {
         token: token.to_string(),
+        id: token.id(),
         federation: token.federation().to_string(),
         cluster: token.cluster().to_string(),
         generation: token.generation(),
@@ -115,7 +122,10 @@ fn summary(created: &Created, lifetime: Duration) -> Vec<String> {
     let or = |list: &[String], empty: &str| if list.is_empty() { empty.to_owned() } else { list.join(", ") };
     let namespaces = if created.namespaces == ["*"] { "all" } else { &created.namespaces.join(", ") };
     vec![
-        format!("one-use join token for cluster {} of federation {}", created.cluster, created.federation),
+        format!(
+            "one-use join token {} for cluster {} of federation {}",
+            created.id, created.cluster, created.federation
+        ),
         format!("  exports from     namespaces: {namespaces}"),
         format!("  gateways at      {}", or(&created.address_ranges, "any address outside of reserved ranges")),
         format!("  gateways named   {}", or(&created.host_names, "anything")),
@@ -125,40 +135,65 @@ fn summary(created: &Created, lifetime: Duration) -> Vec<String> {
     ]
 }
 
-fn federation_file(path: &Path) -> Result<FederationFile, Failure> {
-    serde_json::from_str(&read_text(path)?).map_err(|error| unusable(path, &error))
+/// `isthmus token list -o json`
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    id: String,
+    /// Absent when it was revoked without being known, or when the root did not sign it.
+    cluster: Option<String>,
+    generation: Option<u64>,
+    expires: Option<Timestamp>,
+    /// "unused", "used", "revoked" or "expired".
+    state: &'static str,
+    /// Of its use or revocation.
+    at: Option<Timestamp>,
 }
 
-fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {
-    let certificates = spiffe_identity::pem::certificates_from_pem(read_text(path)?.as_bytes());
-    let certificates = certificates.map_err(|error| unusable(path, &error))?;
-    Ok(certificates.into_iter().map(|certificate| certificate.to_vec()).collect())
+/// The tokens that the trust-bundle knows of.
+pub(crate) async fn list(arguments: &AtService, output: &Output) -> Result<(), Failure> {
+    let directory = OperatorDirectory::open(&arguments.operator)?;
+    let tokens = operations::list_tokens(directory.channel()?).await.map_err(|status| directory.failed(status))?;
+    let root = directory.membership_root_public()?;
+    let describe = |token: TokenState| {
+        let delegation = token.delegation.as_ref().and_then(|signed| verify_delegation(&root, signed).ok());
+        let state = match token.r#use() {
+            Use::Unused => "unused",
+            Use::Revoked => "revoked",
+            Use::Expired => "expired",
+            Use::Used | Use::Unspecified => "used",
+        };
+        Listed {
+            cluster: delegation.as_ref().map(|it| it.cluster.to_string()),
+            generation: delegation.as_ref().map(|it| it.generation),
+            expires: delegation.and_then(|it| Timestamp::try_from(it.expires).ok()),
+            state,
+            at: at_millisecond(token.at_ms),
+            id: token.id,
+        }
+    };
+    let tokens: Vec<_> = tokens.into_iter().map(describe).collect();
+    output.show(&tokens, |output| {
+        let or_dash = |text: Option<String>| Toned::or_dash(text.unwrap_or_default());
+        let time = |time: Option<Timestamp>| or_dash(time.map(|time| to_the_second(time).to_string()));
+        let row = |token: &Listed| {
+            let tone = if token.state == "unused" { Tone::Good } else { Tone::Plain };
+            vec![
+                token.id.clone().into(),
+                or_dash(token.cluster.clone()),
+                Toned::new(token.state, tone),
+                time(token.expires),
+                time(token.at),
+            ]
+        };
+        output.table(&["TOKEN", "CLUSTER", "STATE", "EXPIRES", "USED OR REVOKED"], tokens.iter().map(row).collect())
+    })
 }
 
-/// A directory put together from two federations would make tokens that nobody believes.
-fn check_public_half(root: &MembershipRoot, path: &Path) -> Result<(), Failure> {
-    if !path.exists() {
-        return Ok(());
-    }
-    let public = PublicKey::from_pem(&read_text(path)?).map_err(|error| unusable(path, &error))?;
-    if public == root.public() {
-        Ok(())
-    } else {
-        Err(unusable(path, &"is not the public half of membership-root.key beside it"))
-    }
-}
-
-fn warn_if_shared(path: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    if fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
-        note(&format!("warning: {} can be read by others; chmod 600 it", path.display()));
-    }
-}
-
-fn read_text(path: &Path) -> Result<String, Failure> {
-    fs::read_to_string(path).map_err(|error| unusable(path, &error))
-}
-
-fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> Failure {
-    Failure::File { path: path.to_owned(), reason: reason.to_string() }
+/// Makes a token worthless.
+pub(crate) async fn revoke(arguments: &TokenRevoke) -> Result<(), Failure> {
+    let directory = OperatorDirectory::open(&arguments.service.operator)?;
+    let revoked = operations::revoke_token(directory.channel()?, arguments.id.clone()).await;
+    revoked.map_err(|status| directory.failed(status))?;
+    print(&format!("token {} is revoked\n", arguments.id))
 }
