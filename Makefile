@@ -16,9 +16,11 @@ test: tools
 ## bench: every benchmark; each ends with a line a goal, STRICT=1 makes a missed one an error
 bench: bench-identity bench-gateway
 
-## bench-identity: CPU of a mutual TLS handshake
+## bench-identity: CPU of a mutual TLS handshake; time from a quarantine to the last byte that an application takes
 bench-identity:
 	$(CARGO) bench --locked --package mesh-tls --bench handshakes
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) run --locked --quiet --package e2e --bin bench_identity
 
 ## bench-gateway: the gateway beside nginx, HAProxy and Envoy, in turn
 bench-gateway: tools

@@ -11,6 +11,7 @@
 //! Ports are the product's own: each process has an address to itself. Every process is a child with its log in a file,
 //! and dies with the lab. Manifests are written as a cluster's controllers would write them.
 
+pub mod authority;
 pub mod binaries;
 pub mod cluster;
 pub mod federation;
