@@ -104,6 +104,7 @@ fn port(route: &Route) -> Value {
     json!({
         "port": route.port,
         "protocol": format!("{:?}", route.protocol),
+        "policy": route.failover().name,
         "panic": panic,
         "overprovisioning": overprovisioning,
         "picks": counters.picks,

@@ -1,5 +1,7 @@
 //! Imported services and the own workload, as discovery says them, parsed once.
 
+mod failover;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use federation::{ClusterName, Gateway, Locality, Port, Protocol, ServiceHost, Se
 use federation_api::discovery::v1 as wire;
 use federation_api::record::v1 as record;
 use spiffe_identity::SpiffeId;
+
+pub(crate) use failover::{Failover, Retrying};
 
 /// A resource that was not understood: which field, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,8 @@ pub(crate) struct Service {
     /// Its clients stay with one endpoint.
     pub(crate) sticky: bool,
     pub(crate) clusters: Vec<Cluster>,
+    /// The policy that applies.
+    pub(crate) failover: Failover,
 }
 
 /// One cluster that exports it.
@@ -91,6 +97,7 @@ impl TryFrom<wire::Service> for Service {
         if *host.service() != id {
             return Err(ResourceError::new("host", format!("{host} is not the host of {id}")));
         }
+        let failover = wire.failover.map(Failover::try_from).transpose().map_err(|error| error.within("failover"))?;
         let addresses = parse_all("vips", &wire.vips)?;
         let ports = convert_all::<_, Port>("ports", wire.ports)?;
         let clusters = wire
@@ -108,6 +115,7 @@ impl TryFrom<wire::Service> for Service {
             ports: ports.into_iter().filter(|port| port.protocol == Protocol::Tcp).collect(),
             sticky: wire.client_ip_affinity_seconds > 0,
             clusters,
+            failover: failover.unwrap_or_default(),
         })
     }
 }

@@ -54,7 +54,7 @@ const fn reachable(address: SocketAddr) -> SocketAddr {
 fn ask(health: SocketAddr) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&health, ANSWER)?;
     stream.set_read_timeout(Some(ANSWER))?;
-    write!(stream, "GET /readyz HTTP/1.1\r\nhost: {health}\r\nconnection: close\r\n\r\n")?;
+    stream.write_all(format!("GET /readyz HTTP/1.1\r\nhost: {health}\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);

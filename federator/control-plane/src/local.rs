@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use federation::{ClusterName, Locality, Namespace, ServiceId};
-use federation_resources::pruned::{EndpointSlice, Pod, Service, ServiceExport};
+use federation_resources::pruned::{EndpointSlice, FailoverPolicy, Pod, Service, ServiceExport};
 use federation_resources::{Change, DEFAULT_NAMESPACE, Kind, Resource, ResourceKey};
 
 pub use service::{Invalid, LocalEndpoint, LocalService};
@@ -28,6 +28,8 @@ pub struct Touched {
     pub namespaces: BTreeSet<Namespace>,
     /// Some namespace came or went.
     pub namespace_set: bool,
+    /// Some failover policy changed: any import may be concerned.
+    pub failover: bool,
 }
 
 /// The cluster's own objects.
@@ -156,6 +158,26 @@ impl LocalIndex {
         )
     }
 
+    /// The policy for an import: its own before one for the whole namespace, and of several the oldest, then the first by name.
+    #[must_use]
+    pub fn failover_policy(&self, id: &ServiceId) -> Option<&FailoverPolicy> {
+        let first = ResourceKey {
+            kind: Kind::FailoverPolicy,
+            namespace: Some(id.namespace.clone()),
+            name: String::new(),
+        };
+        let same = first.clone();
+        let range = self.objects.range(first..);
+        let policies = range.take_while(|(key, _)| key.kind == Kind::FailoverPolicy && key.namespace == same.namespace);
+        policies
+            .filter_map(|(_, resource)| match resource.as_ref() {
+                Resource::FailoverPolicy(policy) => Some(policy),
+                _ => None,
+            })
+            .filter(|policy| policy.service.as_ref().is_none_or(|service| *service == id.name))
+            .min_by_key(|policy| (policy.service.is_none(), policy.created.is_none(), policy.created, policy.name.clone()))
+    }
+
     fn locality_of_node(&self, name: &str) -> Option<&Locality> {
         let key = ResourceKey { kind: Kind::Node, namespace: None, name: name.to_owned() };
         match self.objects.get(&key)?.as_ref() {
@@ -219,7 +241,8 @@ impl LocalIndex {
 
     fn touch(&mut self, resource: &Resource) {
         match resource {
-            Resource::Namespace(_) | Resource::FailoverPolicy(_) | Resource::AccessPolicy(_) => {}
+            Resource::Namespace(_) | Resource::AccessPolicy(_) => {}
+            Resource::FailoverPolicy(_) => self.touched.failover = true,
             Resource::Service(Service { id, .. }) | Resource::ServiceExport(ServiceExport { id, .. }) => {
                 self.touched.services.insert(id.clone());
             }

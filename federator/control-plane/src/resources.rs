@@ -2,6 +2,8 @@
 //!
 //! A version is the hash of the content, so that equal content has one version on every replica and after any restart.
 
+mod failover;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +15,7 @@ use federation_api::discovery::v1::{
     resource::Resource as Content,
 };
 use federation_api::record::v1 as record;
+use federation_resources::pruned;
 use prost::Message as _;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 
@@ -55,7 +58,12 @@ pub fn absent(host: &str) -> Resource {
 
 /// A service for the sidecars of its callers. Clusters whose roots are not known are left out: they cannot be called.
 #[must_use]
-pub fn service(import: &Import, vips: &[std::net::IpAddr], clusters: &[ExporterView]) -> Arc<Resource> {
+pub fn service(
+    import: &Import,
+    vips: &[std::net::IpAddr],
+    clusters: &[ExporterView],
+    policy: Option<&pruned::FailoverPolicy>,
+) -> Arc<Resource> {
     let content = Service {
         namespace: import.service.namespace.to_string(),
         name: import.service.name.to_string(),
@@ -67,7 +75,7 @@ pub fn service(import: &Import, vips: &[std::net::IpAddr], clusters: &[ExporterV
             .client_ip_affinity
             .map_or(0, |affinity| u32::try_from(affinity.as_secs()).unwrap_or(u32::MAX)),
         clusters: clusters.iter().filter(|cluster| cluster.trusted).map(|it| cluster(import, it)).collect(),
-        failover: None,
+        failover: policy.map(failover::policy),
     };
     Arc::new(resource(service_name(&import.service), Content::Service(content)))
 }

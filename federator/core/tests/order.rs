@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use federation::capacity::{CapacityReporter, REPORT_INTERVAL};
 use federation::delegation::{Delegation, HostPattern, NamespaceSet};
-use federation::order::{Candidate, Proximity, order};
+use federation::order::{Candidate, Dimension, Mode, Preference, Proximity, Target, order, order_by};
 use federation::{ClusterName, Gateway, GatewayAddress, Locality, ZoneCapacity, slot};
 use proptest::prelude::*;
 
@@ -65,6 +65,103 @@ fn remote_clusters_order_by_round_trip_and_share_when_alike_and_suspicion_moves_
     let groups = order(&Locality::new("eu", "a"), &candidates);
     let shape: Vec<_> = groups.iter().map(|group| (group.priority, group.cluster.as_str(), group.suspect)).collect();
     assert_eq!(shape, [(0, "d", true), (1, "a", false), (1, "b", false), (2, "c", false)]);
+}
+
+/// Priority and cluster of each group for a client of `east` in eu/a: two zones at home, west near by in the client's own
+/// zone, south in its region, north far away.
+fn preferred(preference: &Preference) -> Vec<(u32, String)> {
+    let names: Vec<ClusterName> = ["east", "west", "south", "north"].iter().map(|name| name.parse().unwrap()).collect();
+    let zones = [
+        vec![zone("eu", "a", 2, 2), zone("eu", "b", 6, 6)],
+        vec![zone("eu", "a", 3, 3)],
+        vec![zone("eu", "d", 3, 3)],
+        vec![zone("us", "a", 4, 4)],
+    ];
+    let candidates: Vec<_> = names
+        .iter()
+        .zip(&zones)
+        .map(|(cluster, zones)| Candidate {
+            cluster,
+            local: cluster.as_str() == "east",
+            zones,
+            suspect: false,
+            round_trip: Some(Duration::from_millis(30)),
+        })
+        .collect();
+    order_by(Some(&names[0]), &Locality::new("eu", "a"), &candidates, preference)
+        .into_iter()
+        .map(|group| {
+            let place = group.localities.as_deref().map_or("", |localities| localities[0].zone.as_str());
+            let share = group.share.map(|share| format!("={share}")).unwrap_or_default();
+            (group.priority, format!("{}{}{place}{share}", group.cluster, if place.is_empty() { "" } else { "/" }))
+        })
+        .collect()
+}
+
+#[test]
+fn a_policy_changes_the_order() {
+    let cluster = |name: &str| -> ClusterName { name.parse().unwrap() };
+    let target = |from: &[&str], mode, to: &[&str]| Target {
+        from: from.iter().map(|name| cluster(name)).collect(),
+        mode,
+        to: to.iter().map(|name| cluster(name)).collect(),
+    };
+    let targets = |targets| Preference { targets, ..Preference::default() };
+    let prefer = |prefer: &[Dimension]| Preference { prefer: prefer.to_vec(), ..Preference::default() };
+    let share = |shares: &[(&str, u32)]| Preference {
+        distribute: shares.iter().map(|(name, weight)| (cluster(name), *weight)).collect(),
+        ..Preference::default()
+    };
+    type Case = (&'static str, Preference, &'static [(u32, &'static str)]);
+    let cases: [Case; 11] = [
+        ("none", Preference::default(), &[(0, "east/a"), (1, "east/b"), (2, "south"), (2, "west"), (3, "north")]),
+        (
+            "zone first",
+            prefer(&[Dimension::Zone, Dimension::Region, Dimension::Cluster]),
+            &[(0, "east/a"), (1, "west"), (2, "east/b"), (3, "south"), (4, "north")],
+        ),
+        (
+            "region alone",
+            prefer(&[Dimension::Region]),
+            &[(0, "east/a"), (0, "east/b"), (0, "south"), (0, "west"), (1, "north")],
+        ),
+        (
+            "cluster first",
+            prefer(&[Dimension::Cluster, Dimension::Zone]),
+            &[(0, "east/a"), (1, "east/b"), (2, "west"), (3, "south"), (4, "north")],
+        ),
+        ("local only", Preference { local_only: true, ..Preference::default() }, &[(0, "east/a"), (1, "east/b")]),
+        ("no other", targets(vec![target(&[], Mode::None, &[])]), &[(0, "east/a"), (1, "east/b")]),
+        (
+            "only, in their order",
+            targets(vec![target(&[], Mode::Only, &["north", "west"])]),
+            &[(0, "east/a"), (1, "east/b"), (2, "north"), (3, "west")],
+        ),
+        (
+            "all but",
+            targets(vec![target(&["east"], Mode::AnyExcept, &["west"])]),
+            &[(0, "east/a"), (1, "east/b"), (2, "south"), (3, "north")],
+        ),
+        (
+            "the first entry for this cluster applies",
+            targets(vec![
+                target(&["west"], Mode::None, &[]),
+                target(&["east", "north"], Mode::Only, &["south"]),
+                target(&[], Mode::None, &[]),
+            ]),
+            &[(0, "east/a"), (1, "east/b"), (2, "south")],
+        ),
+        (
+            "fixed shares",
+            share(&[("east", 80), ("north", 20), ("west", 0)]),
+            &[(0, "east/a=20000"), (0, "east/b=60000"), (0, "north=20000")],
+        ),
+        ("everything elsewhere", share(&[("north", 1)]), &[(0, "north=1000")]),
+    ];
+    for (what, preference, expected) in cases {
+        let expected: Vec<_> = expected.iter().map(|(priority, name)| (*priority, (*name).to_owned())).collect();
+        assert_eq!(preferred(&preference), expected, "{what}");
+    }
 }
 
 #[test]

@@ -128,8 +128,8 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
     fn arrange_panic(&mut self) {
         for group in &mut self.groups {
             let members = &mut self.members[group.members.clone()];
-            let capacity = group.capacity_ready.max(group.capacity_total);
-            group.share = if members.is_empty() { 0.0 } else { f64::from(capacity.max(1)) };
+            let capacity = group.fixed.unwrap_or(f64::from(group.capacity_ready.max(group.capacity_total)));
+            group.share = if members.is_empty() { 0.0 } else { capacity.max(1.0) };
             let weights: f64 = members.iter().map(|member| member.weight).sum();
             for member in members {
                 member.usable = member.weight;
@@ -190,6 +190,19 @@ fn is_failing(whole: &mut Detector, now: Instant, settings: &Settings) -> bool {
         || whole.below_success_rate(now, settings)
 }
 
+/// Paths that lead to one real endpoint share the weight of one: an endpoint that several slots happen to lead to would
+/// otherwise have a multiple of the load.
+fn share_endpoints<K>(reach: Reach, members: &mut [MemberState<K>]) {
+    for index in 0..members.len() {
+        let behind = members[index].behind.as_ref().filter(|_| reach == Reach::Gateways);
+        let sharing = behind.map_or(1, |endpoint| {
+            let same = |member: &&MemberState<K>| member.available && member.behind.as_ref() == Some(endpoint);
+            members.iter().filter(same).count().max(1)
+        });
+        members[index].portion = 1.0 / sharing as f64;
+    }
+}
+
 /// Availability and weights of the members, and what of the group's capacity is healthy.
 fn assess_group<K>(
     group: &mut GroupState,
@@ -198,22 +211,27 @@ fn assess_group<K>(
     settings: &Settings,
     until: &mut Until,
 ) {
-    // All weight; what is available of it; that with slow start after ejections; that with all slow start.
-    let (mut weights, mut available, mut recovered, mut usable) = (0.0, 0.0, 0.0, 0.0);
     for member in members.iter_mut() {
         let gateway = member.gateway.map(|gateway| &group.gateways[gateway].1.detector);
         member.available = !member.detector.is_out()
             && !group.whole.detector.is_out()
             && gateway.is_none_or(|gateway| !gateway.is_out())
             && member.behind.as_ref().is_none_or(|endpoint| !group.endpoint_out(endpoint));
+    }
+    share_endpoints(group.reach, members);
+    // All weight; what is available of it; that with slow start after ejections; that with all slow start.
+    let (mut weights, mut available, mut recovered, mut usable) = (0.0, 0.0, 0.0, 0.0);
+    for member in members.iter_mut() {
+        let gateway = member.gateway.map(|gateway| &group.gateways[gateway].1.detector);
         weights += member.weight;
         member.usable = 0.0;
+        let weight = member.weight * member.portion;
         if member.available {
             let returned = member.detector.returned().max(gateway.and_then(Detector::returned));
             let back = until.ramp(returned, now, settings);
-            member.usable = member.weight * back.min(until.ramp(member.joined, now, settings));
-            available += member.weight;
-            recovered += member.weight * back;
+            member.usable = weight * back.min(until.ramp(member.joined, now, settings));
+            available += weight;
+            recovered += weight * back;
             usable += member.usable;
         }
     }
@@ -233,7 +251,11 @@ fn assess_group<K>(
         Reach::Endpoints => 0.0,
         Reach::Gateways => healthy,
     };
+    let fixed = |share: f64| group.fixed.filter(|_| share > 0.0).unwrap_or(share);
+    let steady = fixed(steady);
+    group.share = fixed(group.share);
     for member in members {
-        member.steady = if member.available && available > 0.0 { steady * member.weight / available } else { 0.0 };
+        member.steady =
+            if member.available && available > 0.0 { steady * member.weight * member.portion / available } else { 0.0 };
     }
 }

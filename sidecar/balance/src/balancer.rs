@@ -1,7 +1,7 @@
 //! The balancer: what it is told.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash},
     time::{Duration, Instant},
 };
@@ -180,6 +180,19 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
         self.record(index, outcome.verdict(), endpoint, now);
     }
 
+    /// Whether a path could as well lead somewhere else: another one leads to the same real endpoint, and not every endpoint
+    /// of the group has one.
+    pub fn is_redundant(&self, member: &K) -> bool {
+        let Some(&index) = self.index.get(member) else { return false };
+        let Some(behind) = &self.members[index].behind else { return false };
+        let group = &self.groups[self.members[index].group];
+        let members = &self.members[group.members.clone()];
+        let before = &self.members[group.members.start..index];
+        let first = |member: &MemberState<K>| member.behind.as_ref() == Some(behind);
+        let distinct: HashSet<&EndpointId> = members.iter().filter_map(|member| member.behind.as_ref()).collect();
+        before.iter().any(first) && distinct.len() < usize::try_from(group.capacity_ready).unwrap_or(usize::MAX)
+    }
+
     /// What has happened so far.
     pub const fn counters(&self) -> Counters {
         self.counters
@@ -309,6 +322,7 @@ fn group_state<K>(plan: &Group<K>, before: Option<GroupState>) -> GroupState {
         reach: plan.reach,
         capacity_total: plan.capacity_total,
         capacity_ready: plan.capacity_ready,
+        fixed: plan.share.map(f64::from),
         suspect: plan.suspect,
         members: 0..0,
         whole,
@@ -339,6 +353,7 @@ fn member_state<K: Clone + Hash>(id: &K, joined: Option<Instant>) -> MemberState
         joined,
         doubt: None,
         available: true,
+        portion: 1.0,
         usable: 0.0,
         cumulative: 0.0,
         steady: 0.0,

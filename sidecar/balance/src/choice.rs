@@ -21,7 +21,7 @@ use crate::{
     state::{GroupState, MemberState},
 };
 
-/// Costs that differ by less than this factor are a tie, decided by chance: small steady differences of latency would
+/// Costs that differ by less than this factor are a tie, won by the one drawn first: small steady differences of latency would
 /// otherwise leave the second best without requests.
 const TIE: f64 = 1.25;
 
@@ -155,21 +155,15 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
             return Some(group.members.start + first);
         }
         let second = draw_other(members, first, unit(rng)).unwrap_or(first);
-        Some(self.cheaper(group.members.start + first, group.members.start + second, now, rng))
+        Some(self.cheaper(group.members.start + first, group.members.start + second, now))
     }
 
-    /// The less loaded of two members, or either if there is little between them.
-    fn cheaper(&self, one: usize, other: usize, now: Instant, rng: &mut (impl Rng + ?Sized)) -> usize {
-        if one == other {
-            return one;
-        }
-        let (cost, other_cost) = (self.cost(&self.members[one], now), self.cost(&self.members[other], now));
-        if cost * TIE < other_cost {
-            one
-        } else if other_cost * TIE < cost || rng.next_u64() & 1 == 0 {
-            other
+    /// The less loaded of two members, or the one drawn first if there is little between them: it was drawn by weight.
+    fn cheaper(&self, first: usize, second: usize, now: Instant) -> usize {
+        if first == second || self.cost(&self.members[first], now) <= TIE * self.cost(&self.members[second], now) {
+            first
         } else {
-            one
+            second
         }
     }
 
@@ -183,8 +177,10 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
             None => settings.initial_latency.as_secs_f64().max(floor),
         };
         let lately = if member.doubt.is_some_and(|doubt| now < doubt.until) { FAILED_LATELY } else { 1.0 };
-        let weight = if member.usable > 0.0 { member.usable } else { member.weight.max(LEAST_WEIGHT) };
-        latency * (f64::from(member.in_flight) + 1.0) * lately / weight
+        let whole = member.weight.max(LEAST_WEIGHT) * member.portion;
+        let weight = if member.usable > 0.0 { member.usable } else { whole };
+        // Of paths to one endpoint each has its portion in flight; the endpoint has it all.
+        latency * (f64::from(member.in_flight) / member.portion + 1.0) * lately * member.portion / weight
     }
 
     /// The winner of a race by weight over all eligible members of a priority; of the first two, the less loaded, unless
@@ -221,9 +217,7 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
             }
         }
         match (first, second) {
-            (Some((_, one)), Some((_, other))) if context.affinity.is_none() => {
-                Some(self.cheaper(one, other, now, rng))
-            }
+            (Some((_, one)), Some((_, other))) if context.affinity.is_none() => Some(self.cheaper(one, other, now)),
             (first, _) => first.map(|(_, index)| index),
         }
     }

@@ -31,6 +31,8 @@ pub struct Group<K> {
     pub capacity_total: u32,
     /// Endpoints that are ready; the group's weight within its priority.
     pub capacity_ready: u32,
+    /// A fixed weight within its priority, in place of what is ready, while anything of it is healthy.
+    pub share: Option<u32>,
     /// The cluster's lease is gone. By itself this moves no traffic.
     pub suspect: bool,
     /// Where requests can be sent.

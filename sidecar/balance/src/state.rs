@@ -41,6 +41,8 @@ pub(crate) struct MemberState<K> {
 
     /// Neither it nor what it depends on is ejected.
     pub(crate) available: bool,
+    /// What of its weight it has, the rest being that of other paths to the same real endpoint.
+    pub(crate) portion: f64,
     /// Weight with slow start; 0 when it may not be used.
     pub(crate) usable: f64,
     /// Sum of `usable` in the group up to and with this member.
@@ -66,6 +68,8 @@ pub(crate) struct GroupState {
     pub(crate) reach: Reach,
     pub(crate) capacity_total: u32,
     pub(crate) capacity_ready: u32,
+    /// A fixed weight in place of the capacity.
+    pub(crate) fixed: Option<f64>,
     pub(crate) suspect: bool,
     /// Its members' indices.
     pub(crate) members: Range<usize>,

@@ -45,6 +45,7 @@ fn a_pick_allocates_nothing() {
         reach: Reach::Endpoints,
         capacity_total: 5,
         capacity_ready: 5,
+        share: None,
         suspect: group == 3,
         members: (0..5).map(|member| Member::endpoint(group * 5 + member)).collect(),
     });

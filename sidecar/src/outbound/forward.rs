@@ -1,6 +1,7 @@
 //! One HTTP request to one route: attempts, retries, the answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use balance::Outcome;
 use federation::export::ApplicationProtocol;
@@ -60,7 +61,9 @@ struct Forwarding<'a> {
     route: &'a Arc<Route>,
     parts: Parts,
     body: Replay<Incoming>,
+    /// Repeating it does no harm, or the policy says that it may be repeated.
     idempotent: bool,
+    per_try_timeout: Option<Duration>,
     /// The caller asked for the path taken.
     traced: bool,
     /// The caller asked for another protocol.
@@ -93,7 +96,7 @@ impl<'a> Forwarding<'a> {
         mut request: Request<Incoming>,
         span: &Span,
     ) -> Self {
-        let upgrade = upgrade::Asked::of(&mut request);
+        let (upgrade, retrying) = (upgrade::Asked::of(&mut request), route.retrying());
         let (mut parts, body) = request.into_parts();
         let traced = parts.headers.get(headers::TRACE).is_some_and(|value| value == "1");
         headers::clean_outbound_request(&mut parts.headers);
@@ -116,7 +119,8 @@ impl<'a> Forwarding<'a> {
         Self {
             outbound,
             route,
-            idempotent: is_idempotent(&parts.method),
+            idempotent: retrying.any_method || is_idempotent(&parts.method),
+            per_try_timeout: retrying.per_try_timeout,
             parts,
             body: Replay::new(body),
             traced,
@@ -161,7 +165,9 @@ impl<'a> Forwarding<'a> {
     async fn attempt(&mut self, attempt: Attempt, lease: Lease) -> Tried {
         let request = Request::from_parts(self.parts.clone(), self.body.attempt());
         let mut sender = lease.session().sender.clone();
-        match sender.try_send_request(request).await {
+        let sending = sender.try_send_request(request);
+        let Some(sent) = within(self.per_try_timeout, sending).await else { return self.too_slow(attempt, &lease) };
+        match sent {
             Ok(response) if self.upgrade.is_some() && response.status().is_success() => {
                 let path = attempt.path().clone();
                 attempt.finish(Outcome::Success, lease.peer().endpoint.as_ref());
@@ -237,6 +243,17 @@ impl<'a> Forwarding<'a> {
             None => Refusal::Interrupted { service, last: text },
         };
         if again && self.body.replayable() {
+            return Tried::Again(Last::Failure(refusal));
+        }
+        Tried::Answer(self.refuse(&refusal))
+    }
+
+    /// The policy's limit for one try has passed. The request may have been acted upon.
+    fn too_slow(&mut self, attempt: Attempt, lease: &Lease) -> Tried {
+        attempt.finish(Outcome::GatewayError, lease.peer().endpoint.as_ref());
+        let refusal =
+            Refusal::TooSlow { service: self.route.host.to_string(), limit: self.per_try_timeout.unwrap_or_default() };
+        if self.idempotent && self.body.replayable() && self.may_retry("per_try_timeout") {
             return Tried::Again(Last::Failure(refusal));
         }
         Tried::Answer(self.refuse(&refusal))
@@ -330,6 +347,14 @@ impl<'a> Forwarding<'a> {
             self.trying.attempts(),
         );
         HeaderValue::try_from(text).ok()
+    }
+}
+
+/// `None` when the limit has passed.
+async fn within<T>(limit: Option<Duration>, doing: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, doing).await.ok(),
+        None => Some(doing.await),
     }
 }
 

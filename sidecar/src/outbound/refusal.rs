@@ -89,6 +89,14 @@ pub(crate) enum Refusal {
         /// How the last one failed.
         last: String,
     },
+    /// No answer within the limit that the failover policy sets for one try.
+    #[error("{service} did not answer within {limit:?}, the failover policy's limit for one try")]
+    TooSlow {
+        /// Its host name.
+        service: String,
+        /// As the policy says it.
+        limit: Duration,
+    },
     /// The connection broke when the request may have been acted upon already.
     #[error("{service} ended the connection before it answered: {last}")]
     Interrupted {
@@ -125,6 +133,7 @@ impl Refusal {
             Self::TooManyServices(_) => "too-many-services",
             Self::NoEndpoint { .. } => "no-endpoint",
             Self::Unreachable { .. } => "unreachable",
+            Self::TooSlow { .. } => "per-try-timeout",
             Self::Interrupted { .. } => "interrupted",
             Self::Misdirected { .. } => "misdirected",
         }
@@ -141,6 +150,7 @@ impl Refusal {
             | Self::Body(_) => StatusCode::BAD_REQUEST,
             Self::NotInClusterset(_) => StatusCode::FORBIDDEN,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooSlow { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::UnknownService(_) | Self::UnknownPort { .. } | Self::Interrupted { .. } => StatusCode::BAD_GATEWAY,
             Self::LookupTimedOut { .. }
             | Self::TooManyServices(_)
@@ -163,7 +173,9 @@ impl Refusal {
             | Self::Misdirected { .. } => 0x01,
             Self::NotInClusterset(_) | Self::TooManyServices(_) => 0x02,
             Self::UnknownService(_) | Self::LookupTimedOut { .. } | Self::NoEndpoint { .. } => 0x04,
-            Self::UnknownPort { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => 0x05,
+            Self::UnknownPort { .. } | Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Interrupted { .. } => {
+                0x05
+            }
         }
     }
 

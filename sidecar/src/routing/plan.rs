@@ -22,7 +22,7 @@ pub(crate) const ALPN_HTTP: &[u8] = b"isthmus-h2";
 pub(crate) const ALPN_TCP: &[u8] = b"isthmus-tcp";
 
 /// Slots of one remote cluster and port at most: the sessions that a client spreads over the endpoints behind gateways.
-const MAX_SLOTS: usize = 8;
+const MAX_SLOTS: usize = 24;
 
 /// What every plan is made with.
 #[derive(Clone)]
@@ -70,14 +70,16 @@ impl Planner {
                 round_trip: cluster.round_trip,
             })
             .collect();
-        let groups = order::order(&place.locality, &candidates)
-            .into_iter()
-            .filter_map(|group| {
-                let (cluster, _) = exporting.iter().find(|(cluster, _)| cluster.name == group.cluster)?;
-                let making = Making { planner: self, service, port, place, cluster, known, tls: RefCell::default() };
-                Some(making.group(group))
-            })
-            .collect();
+        let groups =
+            order::order_by(place.cluster.as_ref(), &place.locality, &candidates, &service.failover.preference)
+                .into_iter()
+                .filter_map(|group| {
+                    let (cluster, _) = exporting.iter().find(|(cluster, _)| cluster.name == group.cluster)?;
+                    let making =
+                        Making { planner: self, service, port, place, cluster, known, tls: RefCell::default() };
+                    Some(making.group(group))
+                })
+                .collect();
         Plan { groups }
     }
 
@@ -122,6 +124,7 @@ impl Making<'_> {
             reach,
             capacity_total: group.total,
             capacity_ready: group.ready,
+            share: group.share,
             suspect: group.suspect,
             members,
         }
@@ -247,7 +250,15 @@ mod tests {
 
     fn service(clusters: Vec<Cluster>) -> Service {
         let host: federation::ServiceHost = "cart.shop.svc.clusterset.local".parse().unwrap();
-        Service { id: host.service().clone(), host, addresses: vec![], ports: vec![], sticky: false, clusters }
+        Service {
+            id: host.service().clone(),
+            host,
+            addresses: vec![],
+            ports: vec![],
+            sticky: false,
+            clusters,
+            failover: Default::default(),
+        }
     }
 
     fn place() -> Place {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use balance::{
     Balancer, Counters, EndpointId, Explanation, Outcome, PickContext, Plan, Reason, RetryBudget, RetryBudgetSettings,
     Settings,
@@ -14,6 +15,7 @@ use http::uri::Authority;
 use tokio::sync::Notify;
 
 use crate::metrics::{Answered, Because, Metrics};
+use crate::service::{Failover, Retrying};
 use crate::session::path::{Path, PathId};
 
 /// One port of one service.
@@ -32,6 +34,8 @@ pub(crate) struct Route {
     undeclared: bool,
     /// Requests with one hash go to one member, for services whose clients are sticky.
     affinity: Option<u64>,
+    /// What a policy says of retries.
+    retrying: ArcSwap<Retrying>,
     balancing: Mutex<Balancing>,
     /// Told when something was ejected, so that probes begin.
     ejected: Arc<Notify>,
@@ -42,6 +46,8 @@ pub(crate) struct Route {
 struct Balancing {
     balancer: Balancer<Path>,
     budget: RetryBudget,
+    /// The policy that both follow.
+    failover: Failover,
     /// Those of the plan, so that equal ones are kept with their sessions.
     paths: HashMap<PathId, Path>,
 }
@@ -77,7 +83,9 @@ impl Route {
             protocol: parts.protocol,
             undeclared: parts.undeclared,
             affinity: parts.affinity,
+            retrying: ArcSwap::default(),
             balancing: Mutex::new(Balancing {
+                failover: Failover::default(),
                 balancer: Balancer::new(Settings::default(), seed),
                 budget: RetryBudget::new(RetryBudgetSettings::default()),
                 paths: HashMap::new(),
@@ -100,6 +108,30 @@ impl Route {
     /// Whether nobody has declared what the port speaks: opaque, unless a client is seen to speak HTTP.
     pub(crate) fn is_undeclared(&self) -> bool {
         self.undeclared
+    }
+
+    /// What a policy says of retries.
+    pub(crate) fn retrying(&self) -> Retrying {
+        **self.retrying.load()
+    }
+
+    /// The policy that applies.
+    pub(crate) fn failover(&self) -> Failover {
+        self.lock().failover.clone()
+    }
+
+    /// Follows a policy from now on; statistics stay.
+    pub(crate) fn follow(&self, failover: &Failover) {
+        let mut balancing = self.lock();
+        if balancing.failover == *failover {
+            return;
+        }
+        balancing.balancer.configure(failover.settings.clone());
+        if balancing.failover.budget != failover.budget {
+            balancing.budget = RetryBudget::new(failover.budget);
+        }
+        self.retrying.store(Arc::new(failover.retrying));
+        balancing.failover = failover.clone();
     }
 
     /// Replaces the ways to the service. `plan` is given the paths there are and returns those to use.

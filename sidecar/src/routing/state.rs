@@ -242,6 +242,7 @@ impl State {
                         metrics: self.metrics.clone(),
                     })?,
                 };
+                route.follow(&service.failover);
                 route.update(|paths| self.planner.plan(&service, port.port, &self.place, paths));
                 Some(route)
             })

@@ -146,6 +146,9 @@ fn full(bytes: impl Into<Bytes>) -> Body {
 async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
+    if parts.uri.path() == "/slow" {
+        tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+    }
     let status = match parts.uri.path() {
         "/unavailable" => StatusCode::SERVICE_UNAVAILABLE,
         "/missing" => StatusCode::NOT_FOUND,

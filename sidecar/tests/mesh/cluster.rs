@@ -236,7 +236,13 @@ impl Cluster {
 
     /// Tells this cluster's clients about `cart.shop`.
     pub(crate) fn imports(&self, ports: &[TestPort], clusters: Vec<wire::Cluster>) {
-        let service = wire::Service {
+        let service = self.service(ports, clusters);
+        self.state().set(&format!("service/{}", host("cart")), Kind::Service(service));
+    }
+
+    /// `cart.shop` as this cluster's clients are told of it.
+    pub(crate) fn service(&self, ports: &[TestPort], clusters: Vec<wire::Cluster>) -> wire::Service {
+        wire::Service {
             namespace: "shop".to_owned(),
             name: "cart".to_owned(),
             host: host("cart"),
@@ -245,8 +251,7 @@ impl Cluster {
             r#type: ServiceType::ClusterSetIp.into(),
             clusters,
             ..wire::Service::default()
-        };
-        self.state().set(&format!("service/{}", host("cart")), Kind::Service(service));
+        }
     }
 }
 

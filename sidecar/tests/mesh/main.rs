@@ -13,6 +13,7 @@ mod hostile;
 mod identity;
 mod inbound;
 mod namespace;
+mod policy;
 mod servers;
 mod tunnels;
 mod upgrades;

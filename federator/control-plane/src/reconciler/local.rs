@@ -20,6 +20,7 @@ impl Reconciler {
             self.dirty.all = true;
             self.workloads.retain(|namespace, _| self.namespaces.contains(namespace));
         }
+        self.dirty.all |= touched.failover;
         let mut namespaces = touched.namespaces;
         for id in touched.services {
             let new = self.index.service(&id).map(Arc::new);

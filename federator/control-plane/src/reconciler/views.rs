@@ -68,7 +68,8 @@ impl Reconciler {
         };
         let (vips, without_vip) = self.addresses(&merged.import, now);
         let clusters = self.exporters(&merged.import);
-        let resource = resources::service(&merged.import, &vips, &clusters);
+        let policy = self.index.failover_policy(id);
+        let resource = resources::service(&merged.import, &vips, &clusters, policy);
         Some(ServiceView {
             import: merged.import,
             vips,

@@ -615,3 +615,37 @@ fn workloads_learn_what_they_answer_by_their_address_and_account() {
     assert!(workloads.find(&["127.1.0.7".parse().unwrap()], "frontend").is_none());
     assert!(workloads.find(&["127.1.0.8".parse().unwrap()], "cart").is_none(), "it has no sidecar");
 }
+
+#[test]
+fn proxies_are_told_the_failover_policy_of_an_import_as_it_changes() {
+    use federation_api::discovery::v1::resource::Resource as Content;
+    let mut world = World::shop();
+    let told = |world: &World| match &world.snapshot.services[&"shop/cart".parse().unwrap()].resource.resource {
+        Some(Content::Service(service)) => service.failover.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&world), None);
+    let policy = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: isthmus.dev/v1alpha1\nkind: FailoverPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    world.apply(&policy("all", "{localOnly: true}"));
+    let everything = told(&world).unwrap();
+    assert_eq!((everything.name.as_str(), everything.local_only), ("shop/all", true));
+    let spec = "{service: cart, prefer: [zone], targets: [{from: [east], mode: Only, to: [west, north]}], \
+                ejection: {consecutiveFailures: 3, baseTime: 2s}, retries: {perTryTimeout: 1500ms}}";
+    world.apply(&policy("cart", spec));
+    let own = told(&world).unwrap();
+    assert_eq!((own.name.as_str(), own.prefer.len(), own.local_only), ("shop/cart", 1, false), "its own comes first");
+    assert_eq!(own.targets[0].to, ["west", "north"]);
+    assert_eq!(
+        (own.consecutive_failures, own.base_ejection_ms, own.per_try_timeout_ms),
+        (Some(3), Some(2000), Some(1500))
+    );
+    world.apply(&policy("other", "{service: redis, localOnly: true}"));
+    world.delete(Kind::FailoverPolicy, "cart");
+    assert_eq!(told(&world).unwrap().name, "shop/all");
+    world.delete(Kind::FailoverPolicy, "all");
+    assert_eq!(told(&world), None, "another service's is not this one's");
+}

@@ -19,6 +19,7 @@ fn zone(priority: u32, name: &str, members: &[u32]) -> Group<u32> {
         reach: Reach::Endpoints,
         capacity_total: capacity,
         capacity_ready: capacity,
+        share: None,
         suspect: false,
         members: members.iter().map(|&member| Member::endpoint(member)).collect(),
     }
@@ -33,6 +34,7 @@ fn cluster(priority: u32, name: &str, capacity: u32, paths: &[u32]) -> Group<u32
         reach: Reach::Gateways,
         capacity_total: capacity,
         capacity_ready: capacity,
+        share: None,
         suspect: false,
         members: paths.iter().map(path).collect(),
     }

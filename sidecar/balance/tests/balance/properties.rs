@@ -30,6 +30,7 @@ fn group(index: u32) -> impl Strategy<Value = Group<u32>> {
             reach: if gateways { Reach::Gateways } else { Reach::Endpoints },
             capacity_total: ready + unready,
             capacity_ready: ready,
+            share: None,
             suspect,
             members: (index * 10..)
                 .zip(weights)
@@ -173,7 +174,8 @@ proptest! {
             reach: Reach::Gateways,
             capacity_total: capacity,
             capacity_ready: capacity,
-            suspect: false,
+            share: None,
+        suspect: false,
             members: (0..members).map(|member| Member::endpoint(index * 10 + member)).collect(),
         }).collect();
         let mut balancer = Balancer::new(Settings::default(), seed);

@@ -413,3 +413,41 @@ fn a_what_if_on_a_copy_leaves_the_balancer_alone() {
     assert!((copy.explain(bench.now).priorities[1].load - 1.0).abs() < 1e-9);
     assert!((bench.balancer.explain(bench.now).priorities[0].load - 1.0).abs() < 1e-9);
 }
+
+#[test]
+fn fixed_shares_hold_whatever_the_capacity_and_move_only_when_nothing_is_left() {
+    let share = |mut group: balance::Group<u32>, share| {
+        group.share = Some(share);
+        group
+    };
+    let mut bench =
+        Bench::new(vec![share(zone(0, "home", &[1, 2, 3, 4]), 25), share(cluster(0, "west", 100, &[10, 11]), 75)]);
+    let at_home = |bench: &mut Bench| {
+        let picks = (0..20_000).filter(|_| bench.pick(&[]).unwrap().group.as_str() == "home").count();
+        picks as f64 / 20_000.0
+    };
+    assert!(close(&[at_home(&mut bench)], &[0.25]));
+    bench.fail(1, 5);
+    assert!(close(&[at_home(&mut bench)], &[0.25]), "three of four carry the share");
+    (2..=4).for_each(|member| bench.fail(member, 5));
+    assert!(close(&[at_home(&mut bench)], &[0.0]));
+}
+
+#[test]
+fn paths_that_lead_to_one_endpoint_share_its_load() {
+    let mut bench = Bench::new(vec![cluster(0, "west", 3, &[10, 11, 12, 13])]);
+    let behind = [(10, "a"), (11, "a"), (12, "a"), (13, "b")];
+    for (path, endpoint) in behind {
+        bench.balancer.started(&path);
+        let endpoint = EndpointId::new(endpoint).unwrap();
+        bench.balancer.finished(&path, Outcome::Success, Some(&endpoint), Duration::from_millis(2), bench.now);
+    }
+    let mut counts = HashMap::new();
+    for _ in 0..20_000 {
+        *counts.entry(bench.pick(&[]).unwrap().member).or_insert(0) += 1;
+    }
+    let share = |path: u32| f64::from(counts[&path]) / 20_000.0;
+    assert!(close(&[share(10) + share(11) + share(12), share(13)], &[0.5, 0.5]), "{counts:?}");
+    let redundant: Vec<u32> = (10..14).filter(|path| bench.balancer.is_redundant(path)).collect();
+    assert_eq!(redundant, [11, 12], "one stays, and there is a third endpoint to be found");
+}
