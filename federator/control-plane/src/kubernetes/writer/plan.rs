@@ -129,8 +129,11 @@ impl Plan {
         let (Some(view), Some(there)) = (snapshot.exports.get(id), present.export(id)) else { return };
         let known = there.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         let generation = there.metadata.generation;
-        let conditions: Vec<_> =
+        let mut conditions: Vec<_> =
             view.conditions.iter().map(|it| wanted::condition(it, known, generation, now)).collect();
+        if snapshot.generation.is_some() {
+            wanted::keep_confirmed(&mut conditions, known);
+        }
         let same = conditions.len() == known.len() && conditions.iter().all(|condition| known.contains(condition));
         if !same {
             self.events = events::of(known, &conditions);

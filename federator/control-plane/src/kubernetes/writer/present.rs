@@ -1,6 +1,6 @@
 //! What is there: the objects that this program writes, as the API server has them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,6 +23,9 @@ use super::Key;
 use super::slices::{SERVICE_NAME_LABEL, SLICE_MANAGED_BY, SLICE_MANAGER};
 use crate::kubernetes::watching;
 
+/// Deleted objects that are remembered: many more than there are writes at the same time.
+const GONE: usize = 256;
+
 /// News of an object.
 #[derive(Debug)]
 pub(super) enum Observation {
@@ -36,13 +39,15 @@ pub(super) enum Observation {
 #[derive(Debug)]
 struct Objects<I, T> {
     there: HashMap<I, Arc<T>>,
+    /// UIDs of objects that were deleted last: the answer to a write may come after the news that its object is gone.
+    gone: VecDeque<String>,
     listing: Option<BTreeSet<I>>,
     listed: bool,
 }
 
 impl<I, T> Default for Objects<I, T> {
     fn default() -> Self {
-        Self { there: HashMap::new(), listing: None, listed: false }
+        Self { there: HashMap::new(), gone: VecDeque::new(), listing: None, listed: false }
     }
 }
 
@@ -120,7 +125,7 @@ impl Present {
     }
 }
 
-impl<I: Clone + Ord + std::hash::Hash, T> Objects<I, T> {
+impl<I: Clone + Ord + std::hash::Hash, T: kube::Resource> Objects<I, T> {
     fn take(&mut self, event: Event<T>, identity: impl Fn(&T) -> Option<I>) -> Vec<I> {
         match event {
             Event::Init => {
@@ -132,12 +137,23 @@ impl<I: Clone + Ord + std::hash::Hash, T> Objects<I, T> {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(id.clone());
                 }
+                let uid = object.uid().unwrap_or_default();
+                let older = self.there.get(&id).is_some_and(|known| version(&object) < version(known.as_ref()));
+                if older || self.gone.contains(&uid) {
+                    return Vec::new();
+                }
                 self.there.insert(id.clone(), Arc::new(object));
                 vec![id]
             }
             Event::Delete(object) => {
                 let Some(id) = identity(&object) else { return Vec::new() };
-                self.there.remove(&id);
+                self.gone.extend(object.uid());
+                if self.gone.len() > GONE {
+                    self.gone.pop_front();
+                }
+                if self.there.get(&id).is_some_and(|known| known.uid() == object.uid()) {
+                    self.there.remove(&id);
+                }
                 vec![id]
             }
             Event::InitDone => {
@@ -149,6 +165,11 @@ impl<I: Clone + Ord + std::hash::Hash, T> Objects<I, T> {
             }
         }
     }
+}
+
+/// Versions of one object grow.
+fn version(object: &impl kube::Resource) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 fn id_of<K: kube::Resource>(object: &K) -> Option<ServiceId> {
@@ -209,5 +230,36 @@ async fn follow<K>(
             }
             Err(error) => warn!(%error, "a watch of what is written is interrupted"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn import(uid: &str, version: u32) -> Box<Event<ServiceImport>> {
+        let mut import = ServiceImport::new("cart", Default::default());
+        import.metadata.namespace = Some("shop".to_owned());
+        import.metadata.uid = Some(uid.to_owned());
+        import.metadata.resource_version = Some(version.to_string());
+        Box::new(Event::Apply(import))
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_brings_back_neither_a_deleted_object_nor_an_old_one() {
+        let id: ServiceId = "shop/cart".parse().unwrap();
+        let mut present = Present::default();
+        present.take(Observation::Import(import("a", 5)));
+        assert!(present.take(Observation::Import(import("a", 4))).is_empty());
+        let Event::Apply(deleted) = *import("a", 6) else { panic!("an object") };
+        assert_eq!(present.take(Observation::Import(Box::new(Event::Delete(deleted)))), [Key::Service(id.clone())]);
+        present.take(Observation::Import(import("a", 5)));
+        assert!(present.import(&id).is_none());
+        present.take(Observation::Import(import("b", 9)));
+        let Event::Apply(old) = *import("a", 6) else { panic!("an object") };
+        present.take(Observation::Import(Box::new(Event::Delete(old))));
+        assert_eq!(present.import(&id).unwrap().metadata.uid.as_deref(), Some("b"));
     }
 }

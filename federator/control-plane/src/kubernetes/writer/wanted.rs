@@ -80,6 +80,16 @@ pub(super) fn condition(
     }
 }
 
+/// An export that was confirmed stays so while the next word on it is awaited, as after every restart: the federation has
+/// its record still.
+pub(super) fn keep_confirmed(conditions: &mut [ApiCondition], there: &[ApiCondition]) {
+    let confirmed = there.iter().find(|known| known.type_ == "Ready" && known.status == "True");
+    let awaited = |condition: &&mut ApiCondition| condition.type_ == "Ready" && condition.reason == "Pending";
+    if let (Some(confirmed), Some(ready)) = (confirmed, conditions.iter_mut().find(awaited)) {
+        *ready = confirmed.clone();
+    }
+}
+
 /// To whole seconds, as the API has times.
 pub(super) fn time(at: SystemTime) -> Time {
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -124,6 +134,24 @@ mod tests {
             assert!(!is_qualified(name), "{name}");
         }
         assert!(is_label_value("") && is_label_value("true") && !is_label_value("a b") && !is_label_value("-"));
+    }
+
+    #[test]
+    fn a_restart_takes_no_confirmation_back() {
+        let is = |status: &str, reason: &str| ApiCondition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            ..ApiCondition::default()
+        };
+        let mut awaited = [is("False", "Pending")];
+        keep_confirmed(&mut awaited, &[]);
+        assert_eq!(awaited, [is("False", "Pending")]);
+        keep_confirmed(&mut awaited, &[is("True", "Ready")]);
+        assert_eq!(awaited, [is("True", "Ready")]);
+        let mut refused = [is("False", "Failed")];
+        keep_confirmed(&mut refused, &[is("True", "Ready")]);
+        assert_eq!(refused, [is("False", "Failed")]);
     }
 
     #[test]
