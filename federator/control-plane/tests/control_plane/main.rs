@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin;
+mod attacks;
 mod federation_fake;
 mod member;
 mod plane;

@@ -117,3 +117,29 @@ async fn a_peer_that_left_is_forgotten_and_not_brought_back_by_its_old_records()
     program.until("still no import", gone).await;
     program.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_lost_its_disk_joins_anew_with_other_keys_and_a_higher_bundle() {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = Fake::start().await;
+    let program = Program::start(directory.path()).await;
+    program.write("shop.yaml", &format!("{SHOP}---\n{EXPORT}"));
+    let used = fake.token("east").to_string();
+    program.join(&used).await;
+    let sequence = async |program: &Program| {
+        let status = until_status(program, "its bundle", |status| status["authority"]["published"] == true).await;
+        (status["authority"]["sequence"].as_u64().unwrap(), status["generation"].as_u64().unwrap())
+    };
+    let before = sequence(&program).await;
+    program.stop().await;
+    std::fs::remove_dir_all(directory.path().join("state")).unwrap();
+
+    let program = Program::start(directory.path()).await;
+    let (status, answer) = program.request("POST", "/v1/join", &format!(r#"{{"token": "{used}"}}"#)).await.unwrap();
+    assert_eq!(status, 502, "a token is good once: {answer}");
+    program.join(&fake.token("east").to_string()).await;
+    let after = sequence(&program).await;
+    assert!(after.0 >= before.0 && after.1 > before.1, "{before:?} {after:?}");
+    program.until_import("cart", |import| import["clusters"][0]["local"] == true).await;
+    program.stop().await;
+}
