@@ -22,10 +22,14 @@ bench-identity:
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) run --locked --quiet --package e2e --bin bench_identity
 
-## bench-gateway: the gateway beside nginx, HAProxy and Envoy, in turn
+# In a network of its own where that is allowed: among nobody else's connections.
+ALONE = $(shell unshare --net true 2>/dev/null && echo unshare --net -- sh -c \
+	'"ip link set lo up && exec \"\$$0\" \"\$$@\""')
+
+## bench-gateway: the gateway beside nginx, HAProxy and Envoy, in turn (BENCH="--readme README.md" writes the table there)
 bench-gateway: tools
-	$(CARGO) build --locked --release --package east-west-gateway
-	$(CARGO) run --locked --release --package e2e --bin bench_gateway
+	$(CARGO) build --locked --release --package east-west-gateway --package e2e --bin east-west-gateway --bin bench_gateway
+	$(ALONE) $${CARGO_TARGET_DIR:-target}/release/bench_gateway $(BENCH)
 
 ## check: format, lints, documentation, generated code, layout
 check:

@@ -82,7 +82,8 @@ impl Report {
         let (own, others) = (self.0.get(&Peer::Gateway)?, self.0.get(&peer)?);
         let mut ratios: Vec<f64> = own.iter().zip(others).map(|(own, other)| figure(own) / figure(other)).collect();
         ratios.sort_by(f64::total_cmp);
-        ratios.get(ratios.len() / 2).copied()
+        // Of a load that was left out there is none.
+        ratios.get(ratios.len() / 2).copied().filter(|ratio| ratio.is_finite())
     }
 
     /// Against the rival that is best by its median.
