@@ -7,6 +7,7 @@ use std::time::Duration;
 use federation_store::StoreConfig;
 use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
+use spiffe_identity::{HINTS_BEFORE_USE, Pace};
 
 /// `trust-bundle --config FILE`.
 #[derive(Debug, Clone, Deserialize)]
@@ -25,6 +26,13 @@ pub struct Config {
     /// How long the certificates of the federation plane live; they are renewed at half of it.
     #[serde(default = "default_certificate_lifetime", with = "mesh_runtime::duration")]
     pub certificate_lifetime: Duration,
+    /// How often those poll that do not watch: a new root of the federation's authority is published three times as long
+    /// before it signs.
+    #[serde(default = "default_minutes", with = "mesh_runtime::duration")]
+    pub refresh_hint: Duration,
+    /// How far clocks may be apart: the root before is published for so much longer than its certificates live.
+    #[serde(default = "default_minutes", with = "mesh_runtime::duration")]
+    pub clock_skew: Duration,
     /// Connections that are not yet authenticated, at most.
     #[serde(default = "default_pending_handshakes")]
     pub pending_handshakes: usize,
@@ -34,8 +42,26 @@ fn default_certificate_lifetime() -> Duration {
     Duration::from_secs(24 * 3600)
 }
 
+fn default_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
 fn default_pending_handshakes() -> usize {
     256
+}
+
+impl Config {
+    /// How long each phase of the authority's rotation waits.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        Pace {
+            refresh_hint: self.refresh_hint,
+            longest_svid: self.certificate_lifetime,
+            skew: self.clock_skew,
+            absence: HINTS_BEFORE_USE * self.refresh_hint,
+            ..Pace::default()
+        }
+    }
 }
 
 impl Configuration for Config {

@@ -13,6 +13,7 @@
 //! - [`init`] makes a federation: the membership root for the operator, the federation's own authority for the service.
 //! - [`verify`] judges every record, sent or stored; [`membership`] decides joins, bundles, departures and deny-lists,
 //!   [`tokens`] knows the tokens; [`state`] is what watchers are told, [`watchers`] how far they are, at whichever replica;
+//!   [`authority`] is the federation's own certificate authority, [`rotation`] replaces its root;
 //!   [`standing`] says who was shut out; [`audit`] records who did what; [`rpc`] serves it all as `trust.v1`.
 //!
 //! Invariants:
@@ -29,11 +30,13 @@
 //! - Every stored record is verified before it is stored, and again by whoever receives it.
 
 pub mod audit;
+pub mod authority;
 pub mod config;
 pub mod init;
 pub mod membership;
 pub mod metrics;
 pub mod program;
+pub mod rotation;
 pub mod rpc;
 pub mod standing;
 pub mod state;

@@ -1,8 +1,8 @@
 //! The running service: store, state, RPC face, drain.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::routing::get;
@@ -11,26 +11,24 @@ use federation_api::signing::PublicKey;
 use federation_store::Store;
 use mesh_runtime::{Process, ReadinessGuard};
 use mesh_tls::rpc::{self, AcceptLimits};
-use mesh_tls::{ClientAuth, Identity, TrustStore, server_config};
-use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
-use svid_issuer::Authority;
+use mesh_tls::{ClientAuth, server_config};
+use spiffe_identity::{Pace, TrustDomain};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::audit::AuditLog;
+use crate::authority::PlaneAuthority;
 use crate::config::Config;
 use crate::init::FederationFile;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::rotation::Driver;
 use crate::rpc::{Parts, TrustService};
 use crate::state::{self, Loaded, TrustState};
 use crate::tokens::Tokens;
 use crate::verify::Verifier;
 use crate::watchers::{Watcher, Watchers, share};
-
-/// How long to wait before trying again to renew the service's own certificate.
-const RENEW_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs until drained.
 ///
@@ -43,7 +41,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     process.register(|registry| store.register_metrics(registry));
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {}", config.listen))?;
     let limits = AcceptLimits { handshakes: config.pending_handshakes, ..AcceptLimits::default() };
-    let settings = Settings { certificate_lifetime: config.certificate_lifetime, limits };
+    let settings = Settings { certificate_lifetime: config.certificate_lifetime, limits, pace: config.pace() };
     serve(plane, settings, store.clone(), listener, process, first_state).await?;
     store.close().await;
     Ok(())
@@ -52,7 +50,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 /// What [`crate::init`] wrote for the service, read.
 #[derive(Debug)]
 pub struct Plane {
-    authority: Authority,
+    authority: PathBuf,
+    trust_domain: TrustDomain,
     verifier: Verifier,
 }
 
@@ -63,6 +62,8 @@ pub struct Settings {
     pub certificate_lifetime: Duration,
     /// What the listener allows.
     pub limits: AcceptLimits,
+    /// How long each phase of the authority's rotation waits.
+    pub pace: Pace,
 }
 
 impl Plane {
@@ -78,8 +79,8 @@ impl Plane {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let root = PublicKey::from_pem(&text).with_context(|| path.display().to_string())?;
         let trust_domain: TrustDomain = file.federation.as_str().parse()?;
-        let authority = Authority::open(&directory.join("authority"), &trust_domain)?;
-        Ok(Self { authority, verifier: Verifier::new(file.federation, root) })
+        let authority = directory.join("authority");
+        Ok(Self { authority, trust_domain, verifier: Verifier::new(file.federation, root) })
     }
 }
 
@@ -95,31 +96,43 @@ pub async fn serve<S: Store>(
     process: Process,
     first_state: ReadinessGuard,
 ) -> anyhow::Result<()> {
-    let Plane { authority, verifier } = plane;
-    let Settings { certificate_lifetime, limits } = settings;
+    let Plane { authority, trust_domain, verifier } = plane;
+    let Settings { certificate_lifetime, limits, pace } = settings;
+    let authority = PlaneAuthority::open(&authority, &trust_domain, certificate_lifetime)?;
     let metrics = Metrics::default();
     process.register(|registry| metrics.register(registry));
-    let watchers = Watchers::new(&format!("{:016x}", rand::random::<u64>()), metrics.watchers.clone());
-    let loaded = state::load(&store, &verifier, &metrics, &watchers).await;
+    let replica = format!("{:016x}", rand::random::<u64>());
+    let watchers = Watchers::new(&replica, metrics.watchers.clone());
+    let loaded = state::load(&store, &verifier, &authority, &metrics, &watchers).await;
     let Loaded { state, revision } = loaded.context("store")?;
     let (published, state) = watch::channel(Arc::new(state));
 
-    let own = OwnIdentity::new(Arc::new(authority), certificate_lifetime)?;
-    let tls = server_config(&own.identity, &own.trust, ClientAuth::Optional, &[rpc::ALPN]);
+    let tls = server_config(authority.identity(), authority.trust(), ClientAuth::Optional, &[rpc::ALPN]);
     process.add_debug_routes(debug_routes(state.clone(), watchers.clone()));
     let audit = AuditLog::new(store.clone());
+    let driver = Driver {
+        store: store.clone(),
+        authority: authority.clone(),
+        pace,
+        watchers: watchers.clone(),
+        state: state.clone(),
+        audit: audit.clone(),
+        replica,
+    };
     let service = TrustService::new(Parts {
         membership: Membership::new(store.clone(), verifier.clone(), state.clone(), audit.clone()),
         tokens: Tokens::new(store.clone(), verifier.clone(), audit.clone()),
+        store: store.clone(),
         audit,
-        authority: own.authority.clone(),
+        federation: trust_domain.clone(),
+        authority: authority.clone(),
         certificate_lifetime,
         state,
         watchers: watchers.clone(),
         metrics: metrics.clone(),
         drain: process.drain(),
     });
-    info!(listen = %listener.local_addr()?, federation = %own.authority.trust_domain(), "serving trust.v1");
+    info!(listen = %listener.local_addr()?, federation = %trust_domain, "serving trust.v1");
     let drain = process.drain();
     let server = Box::pin(
         rpc::server()
@@ -128,59 +141,16 @@ pub async fn serve<S: Store>(
             .serve_with_incoming_shutdown(rpc::incoming(listener, tls, limits), async move { drain.signaled().await }),
     );
     first_state.ready();
+    let followed = state::publish(store.clone(), revision, published, &verifier, &authority, &metrics, &watchers);
     let outcome = tokio::select! {
         served = server => served.context("trust.v1"),
-        followed = Box::pin(state::publish(store.clone(), revision, published, &verifier, &metrics, &watchers)) => {
-            followed.context("store")
-        }
-        () = own.keep_renewed() => Ok(()),
+        followed = Box::pin(followed) => followed.context("store"),
+        () = authority.keep_renewed() => Ok(()),
+        () = Box::pin(driver.run()) => Ok(()),
         () = Box::pin(share(watchers.clone(), store.clone())) => Ok(()),
     };
     watchers.withdraw(&store).await;
     outcome
-}
-
-/// The service's own certificate, which it issues to itself, and whom it believes: its own federation.
-struct OwnIdentity {
-    authority: Arc<Authority>,
-    lifetime: Duration,
-    identity: Identity,
-    trust: TrustStore,
-}
-
-impl OwnIdentity {
-    fn new(authority: Arc<Authority>, lifetime: Duration) -> anyhow::Result<Self> {
-        let trust = TrustStore::new();
-        trust.insert(Bundle {
-            trust_domain: authority.trust_domain().clone(),
-            x509_authorities: vec![authority.root()],
-            sequence: 1,
-            refresh_hint: None,
-        });
-        let own = Self { authority, lifetime, identity: Identity::empty(), trust };
-        own.renew()?;
-        Ok(own)
-    }
-
-    fn renew(&self) -> anyhow::Result<()> {
-        let (key, csr) = mesh_tls::new_key_and_csr()?;
-        let id = SpiffeId::service(self.authority.trust_domain(), "trust-bundle")?;
-        let svid = self.authority.issue(&csr, &id, self.lifetime, SystemTime::now())?;
-        Ok(self.identity.replace(svid.chain, key)?)
-    }
-
-    /// A new certificate at half of what the current one has left; it may have less than the whole lifetime, as it never
-    /// outlives the authority.
-    async fn keep_renewed(&self) {
-        loop {
-            let left = self.identity.not_after().and_then(|end| end.duration_since(SystemTime::now()).ok());
-            tokio::time::sleep(left.unwrap_or_default() / 2).await;
-            if let Err(error) = self.renew() {
-                warn!(error = format!("{error:#}"), "own certificate not renewed, the valid one stays");
-                tokio::time::sleep(RENEW_RETRY).await;
-            }
-        }
-    }
 }
 
 /// `/debug/trust`: what is known, and how far each watcher has come.

@@ -21,12 +21,12 @@ use futures_util::Stream;
 use mesh_runtime::DrainWatcher;
 use mesh_tls::rpc::{ConnectionInfo, peer, remote};
 use spiffe_identity::{SpiffeId, TrustDomain};
-use svid_issuer::Authority;
 use tokio::sync::watch as tokio_watch;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{error, info};
 
 use crate::audit::{AuditLog, Note};
+use crate::authority::PlaneAuthority;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::standing::marked_generation;
@@ -37,6 +37,9 @@ use crate::watchers::Watchers;
 /// How long a change waits for this replica to know of it, so that the next call is not answered from before it.
 const KNOWN_DEADLINE: Duration = Duration::from_secs(3);
 
+/// What is told to callers of a replica that cannot say which roots the federation has.
+const LAGS: &str = "the authority of this replica is not the federation's at this moment";
+
 /// What the service works with.
 #[derive(Debug)]
 pub struct Parts<S> {
@@ -44,10 +47,14 @@ pub struct Parts<S> {
     pub membership: Membership<S>,
     /// The known tokens.
     pub tokens: Tokens<S>,
+    /// Where wishes for the authority's rotation are left.
+    pub store: S,
     /// What was done, and what was refused.
     pub audit: AuditLog<S>,
+    /// The federation's own trust domain.
+    pub federation: TrustDomain,
     /// Signs certificates of the federation's plane.
-    pub authority: Arc<Authority>,
+    pub authority: PlaneAuthority,
     /// How long these live.
     pub certificate_lifetime: Duration,
     /// What watchers are told.
@@ -117,11 +124,12 @@ impl<S: Store> TrustService<S> {
     }
 
     fn federation(&self) -> &TrustDomain {
-        self.parts.authority.trust_domain()
+        &self.parts.federation
     }
 
     fn roots(&self) -> Vec<Vec<u8>> {
-        vec![self.parts.authority.root().to_vec()]
+        let told = self.parts.state.borrow().federation_roots().cloned();
+        told.unwrap_or_else(|| self.parts.authority.current().roots().iter().map(|root| root.to_vec()).collect())
     }
 
     /// The caller, who must have a say in the federation.

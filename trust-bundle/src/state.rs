@@ -11,13 +11,15 @@ use std::sync::Arc;
 
 use federation::ClusterName;
 use federation_api::record::v1::{Member, Signed};
-use federation_api::trust::v1::WatchResponse;
+use federation_api::trust::v1::{StoredAuthority, WatchResponse};
 use federation_api::verify::{DenyList, VerifiedMember};
 use federation_store::{Entry, Revision, layout};
+use prost::Message;
 use spiffe_identity::{PlaneRole, SpiffeId, TrustDomain};
 
 pub use follow::{Loaded, load, publish};
 
+use crate::authority::{AuthorityLag, PlaneAuthority};
 use crate::standing::{ShutOut, check_identity, check_membership};
 use crate::verify::{VerifiedBundle, Verifier, VerifyError};
 
@@ -32,6 +34,8 @@ enum Ignored {
     NoMember,
     #[error("it is older than what is known")]
     Older,
+    #[error(transparent)]
+    Lag(#[from] AuthorityLag),
     #[error("generation {0} has left")]
     Left(u64),
 }
@@ -54,6 +58,10 @@ pub struct TrustState {
     /// By which generation of a cluster left, until it is a member again.
     departures: BTreeMap<ClusterName, Arc<Known<Signed, u64>>>,
     deny_list: Option<Arc<Known<Signed, DenyList>>>,
+    /// The roots of the federation's own authority, once the store says which; until then the folder alone does.
+    roots: Option<Arc<Known<StoredAuthority, Vec<Vec<u8>>>>>,
+    /// What the store says of the authority while this replica's folder says otherwise.
+    unfollowed: Option<Entry>,
 }
 
 impl TrustState {
@@ -121,6 +129,18 @@ impl TrustState {
         self.deny_list.as_ref().map(|known| &known.verified)
     }
 
+    /// The roots of the federation's own authority, DER, when the store says which.
+    #[must_use]
+    pub fn federation_roots(&self) -> Option<&Vec<Vec<u8>>> {
+        self.roots.as_ref().map(|known| &known.verified)
+    }
+
+    /// Whether this replica's folder is not the federation's authority, or not yet.
+    #[must_use]
+    pub fn lags(&self) -> bool {
+        self.unfollowed.is_some()
+    }
+
     /// Whether the holder of this identity has a say in `federation`: an operator, a service, or the control-plane of a
     /// member, and none that the operator shut out. A control-plane's certificate must have been issued for the membership
     /// that stands; `held` is the one it was issued for.
@@ -181,11 +201,13 @@ impl TrustState {
         let bundles = self.bundles.values().filter(|known| known.revision > newer);
         let departures = self.departures.values().filter(|known| known.revision > newer);
         let deny_list = self.deny_list.as_ref().filter(|known| known.revision > newer);
+        let roots = self.roots.as_ref().filter(|known| known.revision > newer);
         Some(WatchResponse {
             full: cursor.is_none(),
             members: members.map(|known| known.envelope.clone()).collect(),
             bundles: bundles.map(|known| known.envelope.clone()).collect(),
             deny_list: deny_list.map(|known| known.envelope.clone()),
+            federation_roots: roots.map(|known| known.verified.clone()).unwrap_or_default(),
             departures: departures.map(|known| known.envelope.clone()).collect(),
             ..self.nothing_new()
         })
@@ -198,7 +220,7 @@ impl TrustState {
     }
 
     /// Takes a stored value; says whether it changed anything.
-    fn take(&mut self, verifier: &Verifier, entry: &Entry) -> Result<bool, Ignored> {
+    fn take(&mut self, verifier: &Verifier, authority: &PlaneAuthority, entry: &Entry) -> Result<bool, Ignored> {
         let changed = if let Some(cluster) = layout::name_below(layout::MEMBERS, &entry.key) {
             self.take_member(verifier, cluster, entry)?
         } else if let Some(trust_domain) = layout::name_below(layout::BUNDLES, &entry.key) {
@@ -207,6 +229,8 @@ impl TrustState {
             self.take_departure(verifier, cluster, entry)?
         } else if entry.key == layout::QUARANTINE {
             self.take_deny_list(verifier, entry)?
+        } else if entry.key == layout::AUTHORITY_STATE {
+            self.take_authority(authority, entry)?
         } else {
             false
         };
@@ -292,6 +316,24 @@ impl TrustState {
         self.forget(&name);
         self.departures.insert(name, Arc::new(Known { revision: entry.modified, envelope, verified: generation }));
         Ok(true)
+    }
+
+    fn take_authority(&mut self, authority: &PlaneAuthority, entry: &Entry) -> Result<bool, Ignored> {
+        if self.roots.as_ref().is_some_and(|known| known.revision >= entry.modified) {
+            return Ok(false);
+        }
+        let said = StoredAuthority::decode(entry.value.clone()).map_err(VerifyError::from)?;
+        match authority.follow(&said) {
+            Ok(roots) => {
+                self.unfollowed = None;
+                self.roots = Some(Arc::new(Known { revision: entry.modified, envelope: said, verified: roots }));
+                Ok(true)
+            }
+            Err(lag) => {
+                self.unfollowed = Some(entry.clone());
+                Err(lag.into())
+            }
+        }
     }
 
     fn is_evicted(&self, member: &VerifiedMember) -> bool {

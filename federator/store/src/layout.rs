@@ -40,6 +40,8 @@ pub const AUDIT_HEAD: &str = "audit-head";
 pub const WATCHERS: &str = "watchers/";
 /// The key that says how the federation's own authority stands.
 pub const AUTHORITY_STATE: &str = "authority/state";
+/// The key that says how far the rotation of that authority is.
+pub const AUTHORITY_STATUS: &str = "authority/status";
 /// The key of what an operator wants of that authority.
 pub const AUTHORITY_WISH: &str = "authority/wish";
 /// The key that lives with the replica that drives that authority's rotation.

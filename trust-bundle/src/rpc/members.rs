@@ -15,7 +15,7 @@ use svid_issuer::{IssueError, key_digest};
 use tonic::Status;
 use tracing::{error, info, warn};
 
-use super::{Caller, TrustService};
+use super::{Caller, LAGS, TrustService};
 use crate::audit::Note;
 use crate::init::OPERATOR_LIFETIME;
 use crate::membership::Admitted;
@@ -30,8 +30,11 @@ impl<S: Store> TrustService<S> {
         generation: Option<u64>,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, Status> {
+        if self.parts.state.borrow().lags() {
+            return Err(Status::unavailable(LAGS));
+        }
         let mark = generation.map(mark).unwrap_or_default();
-        match self.parts.authority.issue_marked(csr, id, &mark, self.lifetime(id), now) {
+        match self.parts.authority.current().issue_marked(csr, id, &mark, self.lifetime(id), now) {
             Ok(svid) => Ok(svid.chain),
             Err(IssueError::Request(refused)) => Err(Status::invalid_argument(format!("csr: {refused}"))),
             Err(failed) => {

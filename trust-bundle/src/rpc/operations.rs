@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::SystemTime;
 
 use federation_api::trust::v1::operations_server::Operations;
+use federation_api::trust::v1::rotate_authority_request::Step;
 use federation_api::trust::v1::{
     AuditEntry, FetchDenyListRequest, FetchDenyListResponse, ListMembersRequest, ListMembersResponse,
     ListTokensRequest, ListTokensResponse, MemberState, PutDenyListRequest, PutDenyListResponse, ReadAuditRequest,
@@ -14,12 +15,13 @@ use federation_api::trust::v1::{
 use federation_store::Store;
 use futures_util::{Stream, stream};
 use spiffe_identity::{PlaneRole, SpiffeId};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::info;
 
 use super::{Caller, TrustService};
 use crate::audit::AuditLog;
 use crate::membership::Refused;
+use crate::rotation::{WishError, progress, wish};
 
 type Entries = Pin<Box<dyn Stream<Item = Result<AuditEntry, Status>> + Send>>;
 
@@ -59,6 +61,24 @@ impl<S: Store> TrustService<S> {
             }
         });
         Ok(ListMembersResponse { members: members.collect() })
+    }
+
+    async fn take_step(
+        &self,
+        caller: &Caller,
+        request: &RotateAuthorityRequest,
+    ) -> Result<RotateAuthorityResponse, Status> {
+        let id = self.operator(caller)?;
+        let store = &self.parts.store;
+        match request.step() {
+            Step::Unspecified => Err(Status::invalid_argument("step must be set")),
+            Step::Show => Ok(progress(store).await.map_err(Refused::from)?.state.unwrap_or_default()),
+            step => Ok(wish(store, step, &id.to_string()).await.map_err(|error| match error {
+                WishError::Refused(_) | WishError::Busy => Status::failed_precondition(error.to_string()),
+                WishError::Nobody => Status::unavailable(error.to_string()),
+                WishError::Store(error) => Refused::from(error).into(),
+            })?),
+        }
     }
 
     async fn take_token(&self, caller: &Caller, request: &RegisterTokenRequest) -> Result<(), Status> {
@@ -158,7 +178,18 @@ impl<S: Store> Operations for TrustService<S> {
         request: Request<RotateAuthorityRequest>,
     ) -> Result<Response<RotateAuthorityResponse>, Status> {
         let caller = Caller::of(&request);
-        let outcome = self.operator(&caller).and_then(|_| Err(Status::unimplemented("not yet")));
-        self.answer("RotateAuthority", &caller, outcome)
+        let outcome = self.take_step(&caller, request.get_ref()).await;
+        match request.get_ref().step() {
+            Step::Show => self.answer("RotateAuthority", &caller, outcome),
+            step => {
+                // What the driver refuses it records itself, with what it does.
+                let recorded = matches!(&outcome, Err(status) if status.code() == Code::FailedPrecondition);
+                if recorded {
+                    return self.answer("RotateAuthority", &caller, outcome);
+                }
+                let subject = step.as_str_name().to_owned();
+                self.answer_change("RotateAuthority", &caller, ("authority.rotate", subject), outcome).await
+            }
+        }
     }
 }

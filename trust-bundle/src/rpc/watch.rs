@@ -16,7 +16,8 @@ use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
 use tracing::info;
 
-use super::{Caller, TrustService};
+use super::{Caller, LAGS, TrustService};
+use crate::authority::PlaneAuthority;
 use crate::state::TrustState;
 use crate::watchers::Watching;
 
@@ -49,7 +50,7 @@ impl<S: Store> TrustService<S> {
             requests,
             state,
             cursor,
-            roots: Some(self.roots()),
+            roots: Some(self.parts.authority.clone()),
             watching,
             drain: self.parts.drain.clone(),
         };
@@ -86,8 +87,8 @@ struct Watch {
     state: watch::Receiver<Arc<TrustState>>,
     /// The last epoch it was told or has applied before; `None`: it has nothing.
     cursor: Option<Revision>,
-    /// The federation's roots, until they were told with the first response.
-    roots: Option<Vec<Vec<u8>>>,
+    /// What has the federation's roots, until they were told with the first response.
+    roots: Option<PlaneAuthority>,
     watching: Watching,
     drain: DrainWatcher,
 }
@@ -125,14 +126,20 @@ impl Watch {
         if let Some(id) = &self.caller.id {
             now.admits(id, self.caller.held, &self.federation)?;
         }
+        if now.lags() {
+            return Err(Status::unavailable(LAGS));
+        }
         let lacking = now.since(self.cursor);
         let response = match self.roots.take() {
             // The first response always comes: it carries the version and the roots.
-            Some(federation_roots) => Some(WatchResponse {
-                version: VERSION,
-                federation_roots,
-                ..lacking.unwrap_or_else(|| now.nothing_new())
-            }),
+            Some(authority) => {
+                let own = || authority.current().roots().iter().map(|root| root.to_vec()).collect();
+                Some(WatchResponse {
+                    version: VERSION,
+                    federation_roots: now.federation_roots().cloned().unwrap_or_else(own),
+                    ..lacking.unwrap_or_else(|| now.nothing_new())
+                })
+            }
             None => lacking,
         };
         if response.is_some() {

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tracing::error;
 
 use super::TrustState;
+use crate::authority::PlaneAuthority;
 use crate::metrics::Metrics;
 use crate::verify::Verifier;
 use crate::watchers::Watchers;
@@ -27,13 +28,14 @@ pub struct Loaded {
 pub async fn load<S: Store>(
     store: &S,
     verifier: &Verifier,
+    authority: &PlaneAuthority,
     metrics: &Metrics,
     watchers: &Watchers,
 ) -> Result<Loaded, StoreError> {
     let snapshot = store.snapshot("").await?;
     watchers.heard_all(&snapshot.entries);
     let mut state = TrustState { incarnation: store.incarnation().await?.to_string(), ..TrustState::default() };
-    take_all(&mut state, &snapshot.entries, verifier, metrics);
+    take_all(&mut state, &snapshot.entries, (verifier, authority), metrics);
     metrics.show(&state);
     Ok(Loaded { state, revision: snapshot.revision })
 }
@@ -48,6 +50,7 @@ pub async fn publish<S: Store>(
     after: Revision,
     published: watch::Sender<Arc<TrustState>>,
     verifier: &Verifier,
+    authority: &PlaneAuthority,
     metrics: &Metrics,
     watchers: &Watchers,
 ) -> Result<(), FollowError> {
@@ -64,7 +67,7 @@ pub async fn publish<S: Store>(
             }
         };
         published.send_if_modified(|state| {
-            let changed = take_all(Arc::make_mut(state), &entries, verifier, metrics);
+            let changed = take_all(Arc::make_mut(state), &entries, (verifier, authority), metrics);
             for key in deleted.iter().filter(|key| state.misses(verifier, key)) {
                 error!(key, "somebody deleted this from the store: keeping the last good one");
             }
@@ -97,12 +100,19 @@ fn place(key: &str) -> u8 {
 }
 
 /// Takes all that counts and reports the rest; says whether anything changed.
-fn take_all(state: &mut TrustState, entries: &[Entry], verifier: &Verifier, metrics: &Metrics) -> bool {
-    let mut ordered: Vec<_> = entries.iter().collect();
+fn take_all(
+    state: &mut TrustState,
+    entries: &[Entry],
+    (verifier, authority): (&Verifier, &PlaneAuthority),
+    metrics: &Metrics,
+) -> bool {
+    // The folder may have caught up since.
+    let unfollowed = state.unfollowed.clone();
+    let mut ordered: Vec<_> = unfollowed.iter().chain(entries).collect();
     ordered.sort_by_key(|entry| place(&entry.key));
     let mut changed = false;
     for entry in ordered {
-        match state.take(verifier, entry) {
+        match state.take(verifier, authority, entry) {
             Ok(taken) => changed |= taken,
             Err(error) => {
                 metrics.ignored.inc();

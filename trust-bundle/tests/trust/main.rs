@@ -13,4 +13,5 @@ mod process;
 mod racing;
 mod renewing;
 mod replicas;
+mod rotating;
 mod watching;

@@ -4,10 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use federation_api::client::trust::operations::{
     fetch_deny_list, list_members, list_tokens, put_deny_list, read_audit, register_token, revoke_token,
+    rotate_authority,
 };
 use federation_api::client::trust::{TrustCursor, list_watchers, renew};
 use federation_api::record::v1::Signed;
 use federation_api::signing::MembershipRoot;
+use federation_api::trust::v1::rotate_authority_request::Step;
 use federation_api::trust::v1::token_state::Use;
 use federation_api::verify::DenyList;
 use federation_store::EmbeddedStore;
@@ -32,6 +34,7 @@ async fn call_all(plane: &Plane, caller: Option<&Identity>, epoch: u64) -> Vec<(
         ("RevokeToken", revoke_token(channel(), token.id()).await),
         ("ListMembers", list_members(channel()).await.map(drop)),
         ("ReadAudit", read_audit(channel(), 0, drop).await),
+        ("RotateAuthority", rotate_authority(channel(), Step::Show).await.map(drop)),
     ]
 }
 

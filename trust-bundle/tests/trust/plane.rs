@@ -21,7 +21,8 @@ use mesh_runtime::Process;
 use mesh_tls::rpc::{self, AcceptLimits, ChannelOptions};
 use mesh_tls::{ExpectedPeer, Identity, TrustStore, client_config, new_key_and_csr};
 use prost::Message;
-use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
+use rustls_pki_types::CertificateDer;
+use spiffe_identity::{Bundle, Pace, SpiffeId, TrustDomain};
 use svid_issuer::Authority;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -158,6 +159,15 @@ impl Plane {
         self.channel(Some(&self.operator()))
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A connection of somebody who believes the roots that the authority's folder holds now.
+    pub(crate) fn present_channel(&self, address: SocketAddr, identity: &Identity) -> Channel {
+        channel_under(address, self.present_roots(), Some(identity))
+    }
+
     /// The whole audit record, whose chain must hold.
     pub(crate) async fn audit(&self) -> Vec<AuditEntry> {
         let (mut chain, mut entries) = (Chain::default(), Vec::new());
@@ -169,6 +179,31 @@ impl Plane {
         entries
     }
 
+    /// The roots in the authority's folder, the one that signs first. Only looks: a driver may be changing them.
+    pub(crate) fn present_roots(&self) -> Vec<CertificateDer<'static>> {
+        let mut roots = Vec::new();
+        for name in ["ca.crt", "ca.next.pem", "ca.old.crt"] {
+            let text = fs::read_to_string(self.directory.path().join("service/authority").join(name));
+            let text = text.unwrap_or_default();
+            let end = "-----END CERTIFICATE-----\n";
+            let certificates = text.rfind(end).map_or("", |at| &text[..at + end.len()]);
+            for root in mesh_tls::pem::certificates_from_pem(certificates.as_bytes()).unwrap_or_default() {
+                if !roots.contains(&root) {
+                    roots.push(root);
+                }
+            }
+        }
+        roots
+    }
+
+    /// The service dies without a word, and another one comes up in its place.
+    pub(crate) async fn kill(mut self) -> Self {
+        self.service.abort();
+        let _ = (&mut self.service).await;
+        let mut replica = self.replica().await;
+        Self { address: replica.address, service: replica.service.take().unwrap(), ..self }
+    }
+
     /// Another replica of the service, on the same store and the same files.
     pub(crate) async fn replica(&self) -> Replica {
         let files = Files::read(&self.directory.path().join("service")).unwrap();
@@ -177,7 +212,7 @@ impl Plane {
         let address = listener.local_addr().unwrap();
         let first_state = process.readiness().require("the store's state");
         let service = tokio::spawn(serve(files, settings(), self.store.clone(), listener, process, first_state));
-        Replica { address, service }
+        Replica { address, service: Some(service) }
     }
 
     pub(crate) fn federator(&self) -> Identity {
@@ -228,12 +263,12 @@ impl Plane {
 /// Another replica; it dies when dropped, without a word.
 pub(crate) struct Replica {
     pub(crate) address: SocketAddr,
-    service: JoinHandle<anyhow::Result<()>>,
+    service: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        self.service.abort();
+        self.service.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -251,7 +286,10 @@ pub(crate) struct Stopped(TempDir);
 /// A hundred clients come from one address here.
 fn settings() -> Settings {
     let limits = AcceptLimits { handshakes_per_source: 256, ..AcceptLimits::default() };
-    Settings { certificate_lifetime: 24 * HOUR, limits }
+    let none = Duration::ZERO;
+    let pace =
+        Pace { refresh_hint: none, longest_svid: Duration::from_millis(1_500), skew: none, absence: HOUR, stall: HOUR };
+    Settings { certificate_lifetime: 24 * HOUR, limits, pace }
 }
 
 async fn open_store(path: &Path) -> EmbeddedStore {
@@ -289,8 +327,16 @@ pub(crate) fn identity(authority: &Authority, id: &SpiffeId) -> Identity {
 }
 
 pub(crate) fn channel(address: SocketAddr, federation: &Authority, identity: Option<&Identity>) -> Channel {
+    channel_under(address, federation.roots(), identity)
+}
+
+fn channel_under(
+    address: SocketAddr,
+    x509_authorities: Vec<CertificateDer<'static>>,
+    identity: Option<&Identity>,
+) -> Channel {
     let trust = TrustStore::new();
-    let (x509_authorities, trust_domain) = (vec![federation.root()], trust_domain());
+    let trust_domain = trust_domain();
     let service = SpiffeId::service(&trust_domain, "trust-bundle").unwrap();
     trust.insert(Bundle { trust_domain, x509_authorities, sequence: 1, refresh_hint: None });
     let config = client_config(identity, &trust, ExpectedPeer::exactly(service), &[rpc::ALPN]);

@@ -418,7 +418,7 @@ pub struct StoredAuditHead {
     #[prost(bytes = "vec", tag = "2")]
     pub digest: ::prost::alloc::vec::Vec<u8>,
 }
-/// "authority/state": how the federation's own authority stands, as the replica that drives it says.
+/// "authority/state": the federation's own authority, as the replica that drives its rotation says.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoredAuthority {
     /// SHA-256 of each root that is published, and of the one that signs. Every replica takes the certificates from its own
@@ -427,10 +427,14 @@ pub struct StoredAuthority {
     pub root_digests: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     #[prost(bytes = "vec", tag = "2")]
     pub signer_digest: ::prost::alloc::vec::Vec<u8>,
-    #[prost(message, optional, tag = "3")]
-    pub rotation: ::core::option::Option<RotateAuthorityResponse>,
+}
+/// "authority/status": how far its rotation is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoredRotation {
+    #[prost(message, optional, tag = "1")]
+    pub state: ::core::option::Option<RotateAuthorityResponse>,
     /// Why the last wish was not fulfilled; empty when it was.
-    #[prost(string, tag = "4")]
+    #[prost(string, tag = "2")]
     pub refused: ::prost::alloc::string::String,
 }
 /// "authority/wish": what an operator wants of the replica that drives the rotation, which removes it when it has acted.
