@@ -69,6 +69,8 @@ pub struct ClusterDescription {
     pub zone: &'static str,
     /// How many east-west gateways it has.
     pub gateways: u8,
+    /// Its sidecars may not dial out: they reach other clusters through its gateways' egress side.
+    pub egress_restricted: bool,
     /// What runs in it.
     pub services: Vec<ServiceDescription>,
     /// Where its programs send spans (OTLP over gRPC), if anywhere.

@@ -11,6 +11,7 @@ use e2e::client;
 use e2e::demo::faults::{Faults, LOADED};
 use e2e::demo::story::{FirstRecord, UNRECOGNIZED_NAME, first_record};
 use e2e::lab::operator::Operator;
+use e2e::lab::shop_federation::shop_federation;
 use e2e::lab::{NAMESPACE, READY, wait};
 use e2e::shop::proxy::Others;
 use http::{HeaderMap, Method};
@@ -73,6 +74,61 @@ async fn callers_do_not_notice_that_a_gateway_or_a_whole_cluster_dies() {
     faults.gateway().await.unwrap();
     faults.cluster().await.unwrap();
     assert_unharmed(&faults.rows);
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_whose_sidecars_may_not_dial_out_lives_by_its_own_gateways() {
+    let mut clusters = shop_federation();
+    clusters[0].egress_restricted = true;
+    let mut stage = Stage::set_with(clusters).await;
+    let mut faults = stage.faults();
+    away_from_home(&mut faults).await;
+    let ways_out = [0, 1].map(|gateway| faults.lab.cluster("east").unwrap().gateway_address(gateway).ip());
+    let mut connections = 0;
+    for way_out in ways_out {
+        let remotes = client::get((way_out, 15020).into(), "/debug/remotes").await.unwrap().body;
+        let remotes: Vec<serde_json::Value> = serde_json::from_str(&remotes).unwrap();
+        let west = remotes.iter().find(|remote| remote["cluster"] == "west").unwrap();
+        connections += west["connections"].as_u64().unwrap();
+    }
+    assert!(connections > 0, "the load is answered by west, and not through here");
+
+    faults.lab.cluster("east").unwrap().gateways[0].kill().await.unwrap();
+    let fault = Instant::now();
+    wait::until("400 requests by the gateway that is left", READY, || async {
+        let samples = faults.load.since(fault);
+        ensure!(samples.len() > 400, "{}", samples.len());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let samples = faults.load.since(fault);
+    let failed: Vec<_> = samples.iter().filter_map(|sample| sample.outcome.as_ref().err()).collect();
+    assert!(failed.is_empty(), "{} of {} requests failed: {:?}", failed.len(), samples.len(), failed.first());
+
+    // West's gateways are there, and nobody goes to them directly.
+    faults.lab.cluster("east").unwrap().gateways[1].kill().await.unwrap();
+    wait::until("nothing is answered any more", READY, || async {
+        let recent = Instant::now().checked_sub(Duration::from_millis(500)).unwrap();
+        let samples = faults.load.since(recent);
+        let answered = samples.iter().filter(|sample| sample.outcome.is_ok()).count();
+        ensure!(samples.len() > 10 && answered == 0, "{answered} of {} were answered", samples.len());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    for gateway in &mut faults.lab.cluster("east").unwrap().gateways {
+        gateway.restart().unwrap();
+    }
+    wait::until("west answers again", READY, || async {
+        let recent = Instant::now().checked_sub(Duration::from_millis(500)).unwrap();
+        let west = faults.load.since(recent).iter().filter(|sample| sample.cluster() == Some("west")).count();
+        ensure!(west > 10, "{west}");
+        Ok(())
+    })
+    .await
+    .unwrap();
     stage.end().await;
 }
 

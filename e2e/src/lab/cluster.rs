@@ -325,8 +325,13 @@ impl Cluster {
         let ClusterDescription { region, zone, .. } = &self.description;
         let config = format!(
             "{runtime}name: {name}\nlisten: [\"{address}:15443\"]\nadvertise: {{address: {address}}}\n\
-             locality: {{region: {region}, zone: {zone}}}\n{discovery}stateDirectory: {state}\n",
+             locality: {{region: {region}, zone: {zone}}}\n{egress}{discovery}stateDirectory: {state}\n",
             runtime = runtime(address, self.description.collector),
+            egress = if self.description.egress_restricted {
+                format!("egress: {{listen: [\"{address}:15444\"], address: {address}}}\n")
+            } else {
+                String::new()
+            },
             discovery = self.discovery("isthmus-system", "east-west-gateway"),
             state = self.directory.join("state").join(&name).display(),
         );
@@ -406,7 +411,9 @@ fn control_plane_config(description: &ClusterDescription, block: Block, director
     format!(
         "{runtime}cluster: {cluster}\nfederation: {DOMAIN}\nstateDirectory: {state}\nmanifestsDirectory: {manifests}\n\
          importsDirectory: {imports}\nadminSocket: {socket}\ndiscovery: {{listen: \"{address}:15010\"}}\n\
-         dns: {{listen: [\"{dns}:15053\"]}}\nprobes: {{interval: 2s, timeout: 1s}}\n",
+         dns: {{listen: [\"{dns}:15053\"]}}\nprobes: {{interval: 2s, timeout: 1s}}\n\
+         egressRestricted: {egress_restricted}\n",
+        egress_restricted = description.egress_restricted,
         runtime = runtime(block.address(0, 2), description.collector),
         cluster = description.name,
         state = state.display(),

@@ -28,6 +28,7 @@ pub fn shop_federation() -> Vec<ClusterDescription> {
         region,
         zone,
         gateways: 2,
+        egress_restricted: false,
         services,
         collector: None,
     };

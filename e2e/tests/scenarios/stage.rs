@@ -52,7 +52,15 @@ impl Stage {
 
 /// A cluster of a control-plane only.
 pub(crate) fn small(name: &'static str) -> ClusterDescription {
-    ClusterDescription { name, region: "eu", zone: "eu-a", gateways: 0, services: Vec::new(), collector: None }
+    ClusterDescription {
+        name,
+        region: "eu",
+        zone: "eu-a",
+        gateways: 0,
+        egress_restricted: false,
+        services: Vec::new(),
+        collector: None,
+    }
 }
 
 /// No request failed, in any of the faults.
