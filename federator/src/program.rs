@@ -13,13 +13,14 @@ use mesh_tls::{ExpectedPeer, Identity, TrustStore, client_config, pem};
 use serde::Deserialize;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::members::Members;
 use crate::replica::{Parts, Replica};
-use crate::trust::TrustFollower;
+use crate::trust::{FederationRoots, TrustFollower};
 
 /// How long to wait before trying again to renew the service's certificate.
 const RENEW_RETRY: Duration = Duration::from_secs(30);
@@ -70,8 +71,13 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     let (_, running) = Replica::start(parts, &process).await?;
     first_state.ready();
+    let root_file = config.service_directory.join("federation-root.crt");
+    let roots = FederationRoots::new(plane.trust.clone(), plane.trust_domain.clone(), root_file);
     let background = async {
-        tokio::join!(follower.follow(trust_bundle.clone()), keep_renewed(&plane.identity, &config, trust_bundle));
+        tokio::join!(
+            follower.follow(trust_bundle.clone(), config.replica.clone(), &roots),
+            keep_renewed(&plane.identity, &config, trust_bundle, roots.changed())
+        );
     };
     tokio::select! {
         ended = Box::pin(running) => ended,
@@ -109,8 +115,8 @@ impl Plane {
     }
 }
 
-/// Renews the service's certificate at half of its life, and writes the new one down.
-async fn keep_renewed(identity: &Identity, config: &Config, trust_bundle: Channel) {
+/// Renews the service's certificate at half of its life and when the federation has other roots, and writes it down.
+async fn keep_renewed(identity: &Identity, config: &Config, trust_bundle: Channel, mut roots: watch::Receiver<()>) {
     loop {
         let validity = identity.validity();
         let wait = validity.map_or(RENEW_RETRY, |validity| {
@@ -118,7 +124,11 @@ async fn keep_renewed(identity: &Identity, config: &Config, trust_bundle: Channe
                 validity.not_before + validity.not_after.duration_since(validity.not_before).unwrap_or_default() / 2;
             half.duration_since(SystemTime::now()).unwrap_or_default()
         });
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // The sender outlives this.
+            _ = roots.changed() => {}
+        }
         if let Err(error) = renew_once(identity, &config.service_directory, trust_bundle.clone()).await {
             warn!(error = format!("{error:#}"), "own certificate not renewed, the valid one stays");
             tokio::time::sleep(RENEW_RETRY).await;
