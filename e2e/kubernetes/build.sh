@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Builds kube-apiserver, kube-controller-manager and the MCS conformance suite at the versions that go.mod pins, once, and
-# prints the folder. KUBEBUILDER_ASSETS, where set, is taken instead for the two programs.
+# Builds kube-apiserver and kube-controller-manager at the versions that go.mod pins, once, and prints the folder. KUBEBUILDER_ASSETS, where set, is taken instead for the two programs.
 set -euo pipefail
 cd "$(dirname "$0")"
-go=$(command -v /usr/local/go/bin/go || command -v go)
-export GOTOOLCHAIN=local GOFLAGS="-buildvcs=false -trimpath -mod=readonly" CGO_ENABLED=0
+go=$(command -v /usr/local/go/bin/go || command -v go || command -v ../../target/tools/go/bin/go)
+# Built with Go 1.27 the API server's /openapi/v2 is damaged: another Go fetches the right one.
+case $($go env GOVERSION) in go1.26*) toolchain=local ;; *) toolchain=go1.26.8 ;; esac
+export GOTOOLCHAIN=$toolchain GOFLAGS="-buildvcs=false -trimpath -mod=readonly" CGO_ENABLED=0
 version=$($go list -m -f '{{.Version}}' k8s.io/kubernetes)
-sum=$(cat go.mod go.sum $(find cmd -name '*.go' | sort) build.sh | sha256sum | cut -c1-12)
+sum=$(cat go.mod go.sum $(find cmd -name '*.go' | sort) | sha256sum | cut -c1-12)
 folder=${XDG_CACHE_HOME:-$HOME/.cache}/isthmus/kubernetes/$version-$sum
 mkdir -p "$folder"
 IFS=. read -r major minor _ <<<"${version#v}"

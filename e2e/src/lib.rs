@@ -1,9 +1,11 @@
-//! The lab: any number of clusters as real processes on loopback; the shop that runs on them; the demo.
+//! The lab: any number of clusters as real processes on loopback; the shop that runs on them; the demo. In [`kubernetes`],
+//! clusters that have real API servers.
 
 pub mod bench_gateway;
 pub mod bench_identity;
 pub mod client;
 pub mod demo;
+pub mod kubernetes;
 pub mod lab;
 pub mod load;
 pub mod shop;

@@ -27,6 +27,14 @@ impl Binaries {
         Ok(Self { directory })
     }
 
+    /// Builds some programs only, where they are not there or not current.
+    ///
+    /// # Errors
+    /// As [`Binaries::build`].
+    pub fn build_only(programs: &[&str]) -> anyhow::Result<Self> {
+        Ok(Self { directory: build_programs(programs)? })
+    }
+
     /// A program's path.
     #[must_use]
     pub fn path(&self, program: &str) -> PathBuf {
@@ -35,15 +43,20 @@ impl Binaries {
 }
 
 fn build() -> anyhow::Result<PathBuf> {
+    build_programs(&PROGRAMS)
+}
+
+fn build_programs(programs: &[&str]) -> anyhow::Result<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("e2e lies in the workspace")?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
     let directory = target.join("debug");
-    let check = || PROGRAMS.iter().try_for_each(|program| refuse_stale(&directory.join(program)));
+    let check = || programs.iter().try_for_each(|program| refuse_stale(&directory.join(program)));
     // `cargo test` and `make demo` have built them already; a build with other features would do it all again.
     if check().is_err() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut building = Command::new(cargo);
-        building.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(workspace);
+        let named = programs.iter().flat_map(|program| ["--bin", *program]);
+        building.args(["build", "--quiet", "--workspace"]).args(named).current_dir(workspace);
         let built = building.output()?;
         ensure!(built.status.success(), "the build failed:\n{}", String::from_utf8_lossy(&built.stderr));
         check()?;

@@ -56,6 +56,18 @@ impl Block {
         Ipv4Addr::new(127, self.0, third, fourth)
     }
 
+    /// What tells it from others.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// A range for the Services of a Kubernetes cluster of its own.
+    #[must_use]
+    pub fn services(self) -> String {
+        format!("172.{}.{}.0/21", 16 + self.0 / 16, self.0 % 16 * 16)
+    }
+
     /// The whole range.
     #[must_use]
     pub fn range(self) -> String {

@@ -1,0 +1,92 @@
+//! Restarts and a second replica.
+
+use std::time::Duration;
+
+use e2e::kubernetes::READY;
+use e2e::lab::wait;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::Api;
+use serde_json::json;
+
+use crate::objects::{SOON, condition, export, import, no_import, service, unexport, written};
+use crate::with_lab;
+
+/// Longer than a Lease that nobody renews.
+const TAKEOVER: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_restart_writes_nothing_that_is_right_and_a_second_replica_takes_over() {
+    with_lab(async |mut lab| {
+        let names: Vec<_> = (0..20).map(|number| format!("s{number}")).collect();
+        let east = &lab.clusters[0].servers;
+        for name in &names {
+            service(east, "many", name, 1, json!({})).await;
+            export(east, "many", name).await;
+        }
+        for name in &names {
+            condition(east, "many", name, "Ready", "True").await;
+            import(east, "many", name, |it| it.status.is_some() && !it.spec.ips.is_empty()).await;
+        }
+        let client = east.client.clone();
+        let before = settled(&client).await;
+        assert!(before.len() >= 3 * names.len(), "imports, exports and slices: {before:?}");
+
+        let cluster = &mut lab.clusters[0];
+        cluster.control_plane.kill().await.unwrap();
+        cluster.control_plane.restart().unwrap();
+        cluster.control_plane.ready(READY).await.unwrap();
+        assert_eq!(settled(&client).await, before, "a restart wrote again what was right");
+
+        // The second waits while the first leads, and leads when it is gone.
+        let first = holder(&client).await.unwrap();
+        let mut second = cluster.second_replica().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(holder(&client).await.as_deref(), Ok(first.as_str()));
+        assert!(second.ready(Duration::from_secs(1)).await.is_err(), "it opened its state beside the leader");
+        cluster.control_plane.kill().await.unwrap();
+        wait::until("a new leader", TAKEOVER, || async {
+            let now = holder(&client).await?;
+            if now == first { Err("the old one".to_owned()) } else { Ok(()) }
+        })
+        .await
+        .unwrap();
+        second.ready(READY).await.unwrap();
+        assert_eq!(settled(&client).await, before, "the second replica wrote again what was right");
+        unexport(&cluster.servers, "many", "s0").await;
+        no_import(&cluster.servers, "many", "s0").await;
+
+        // It gives the Lease back when it is told to end: no waiting for the Lease's own end.
+        second.stop().await;
+        assert!(holder(&client).await.is_err_and(|error| error.contains("nobody")));
+        cluster.control_plane.restart().unwrap();
+        cluster.control_plane.ready(READY).await.unwrap();
+        for name in &names[1..] {
+            unexport(&cluster.servers, "many", name).await;
+        }
+        for name in &names[1..] {
+            no_import(&cluster.servers, "many", name).await;
+        }
+    });
+}
+
+async fn holder(client: &kube::Client) -> Result<String, String> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "isthmus-system");
+    let lease = leases.get("isthmus-control-plane").await.map_err(|error| error.to_string())?;
+    let holder = lease.spec.and_then(|spec| spec.holder_identity).filter(|holder| !holder.is_empty());
+    holder.ok_or_else(|| "nobody holds it".to_owned())
+}
+
+/// Everything that is written, once it has not changed for two seconds.
+async fn settled(client: &kube::Client) -> std::collections::BTreeMap<String, String> {
+    let last = std::sync::Mutex::new((std::time::Instant::now(), written(client).await));
+    wait::until("nothing is written any more", SOON, || async {
+        let now = written(client).await;
+        let mut last = last.lock().unwrap();
+        if last.1 != now {
+            *last = (std::time::Instant::now(), now);
+        }
+        if last.0.elapsed() > Duration::from_secs(2) { Ok(last.1.clone()) } else { Err("it changes") }
+    })
+    .await
+    .unwrap()
+}
