@@ -1,7 +1,7 @@
 //! The lab: any number of clusters as real processes on loopback addresses, from a short description.
 //!
 //! ```text
-//!   Description ──► Lab ──► federation   127.F.0.1 trust-bundle, 127.F.0.2 federator
+//!   Description ──► Lab ──► federation   127.F.0.1 trust-bundle, 127.F.0.2 federator (on etcd also .3 and .4)
 //!                    │
 //!                    ├────► cluster A    127.A.0.2 control-plane, 127.A.0.3 DNS, 127.A.0.11… gateways
 //!                    │                   127.A.1.1… pods: the application and its sidecar
@@ -31,7 +31,7 @@ use anyhow::Context;
 use crate::shop::Role;
 use binaries::Binaries;
 use cluster::Cluster;
-use federation::Federation;
+use federation::{Federation, Storage};
 use network::Network;
 
 /// The federation's domain in every lab.
@@ -95,9 +95,17 @@ impl Lab {
     /// # Errors
     /// A binary is missing or stale, or a process does not become ready; the error names its log.
     pub async fn start(directory: &Path, binaries: Binaries) -> anyhow::Result<Self> {
+        Self::start_on(directory, binaries, Storage::Embedded).await
+    }
+
+    /// As [`Lab::start`], with the federation's state in `storage`.
+    ///
+    /// # Errors
+    /// As [`Lab::start`], or etcd does not come up.
+    pub async fn start_on(directory: &Path, binaries: Binaries, storage: Storage) -> anyhow::Result<Self> {
         let mut network = Network::reserve()?;
         std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-        let federation = Federation::start(directory, &binaries, network.next_block()).await?;
+        let federation = Federation::start(directory, &binaries, network.next_block(), storage).await?;
         Ok(Self { federation, clusters: Vec::new(), binaries, directory: directory.to_owned(), network })
     }
 

@@ -1,6 +1,8 @@
 //! What the demo shows, each as a test of its own: real processes, real sockets, one fault at a time under load.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "scenarios/etcd.rs"]
+mod etcd;
 #[path = "scenarios/stage.rs"]
 mod stage;
 

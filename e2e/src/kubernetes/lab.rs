@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use super::deployed::PROGRAMS;
 use super::{Assets, Deployed};
 use crate::lab::binaries::Binaries;
-use crate::lab::federation::Federation;
+use crate::lab::federation::{Federation, Storage};
 use crate::lab::network::Network;
 
 /// The federation's services and its clusters. Dropping it kills every process.
@@ -30,7 +30,7 @@ impl KubernetesLab {
         let binaries = Binaries::build_only(&PROGRAMS)?;
         let mut network = Network::reserve()?;
         std::fs::create_dir_all(directory)?;
-        let federation = Federation::start(directory, &binaries, network.next_block()).await?;
+        let federation = Federation::start(directory, &binaries, network.next_block(), Storage::Embedded).await?;
         let programs = (&assets, &binaries);
         let starting: Vec<_> = names
             .iter()

@@ -1,6 +1,12 @@
-//! trust-bundle and federator of a lab.
+//! trust-bundle and federator of a lab: one of each on a file, or two of each on etcd.
 
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use federation_store::EtcdConfig;
+use federation_store::lab::{EtcdCluster, LabOptions};
 
 use super::binaries::Binaries;
 use super::network::Block;
@@ -8,13 +14,28 @@ use super::operator::Operator;
 use super::process::{Plan, Process, kill_all};
 use super::{DOMAIN, READY};
 
-/// The federation's shared services, on the embedded store.
+/// How many replicas of each service there are on etcd.
+pub const REPLICAS: u8 = 2;
+
+/// Where a federation keeps its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// The embedded store: one replica of each service.
+    Embedded,
+    /// Three etcd members: [`REPLICAS`] of each service.
+    Etcd,
+}
+
+/// The federation's shared services.
 #[derive(Debug)]
 pub struct Federation {
-    /// trust-bundle.
-    pub trust_bundle: Process,
-    /// federator.
-    pub federator: Process,
+    /// trust-bundle's replicas.
+    pub trust_bundles: Vec<Process>,
+    /// federator's replicas.
+    pub federators: Vec<Process>,
+    /// What they share.
+    pub etcd: Option<EtcdCluster>,
+    block: Block,
     operator: PathBuf,
     binaries: Binaries,
 }
@@ -24,49 +45,86 @@ impl Federation {
     ///
     /// # Errors
     /// `trust-bundle init` fails or a service does not become ready.
-    pub async fn start(directory: &Path, binaries: &Binaries, block: Block) -> anyhow::Result<Self> {
+    pub async fn start(directory: &Path, binaries: &Binaries, block: Block, storage: Storage) -> anyhow::Result<Self> {
         let home = directory.join("federation");
         std::fs::create_dir_all(home.join("logs"))?;
-        let (trust, exports) = (block.address(0, 1), block.address(0, 2));
-        make(&home.join("keys"), binaries, &format!("{trust}:15012"), &format!("{exports}:15012")).await?;
-        let keys = home.join("keys");
-        let common = |address| {
-            format!(
-                "runtime: {{admin: \"{address}:15020\", health: \"{address}:15021\", log: {{format: text}}}}\n\
-                 listen: \"{address}:15012\"\n"
-            )
+        let (etcd, replicas) = match storage {
+            Storage::Embedded => (None, 1),
+            Storage::Etcd => (Some(Box::pin(EtcdCluster::start(LabOptions::default())).await?), REPLICAS),
         };
-        let trust_config = format!(
-            "{}serviceDirectory: {}\nstore: {{embedded: {{file: {}}}}}\n",
-            common(trust),
-            keys.join("service").display(),
-            home.join("trust.redb").display(),
+        make(&home.join("keys"), binaries, block, replicas).await?;
+        let operator = home.join("keys/operator");
+        let (trust_bundles, federators) = (Vec::new(), Vec::new());
+        let mut federation = Self { trust_bundles, federators, etcd, block, operator, binaries: binaries.clone() };
+        for replica in 0..replicas {
+            let trust_bundle = federation.trust_bundle_plan(&home, replica)?;
+            federation.trust_bundles.push(Process::start(trust_bundle)?);
+            let federator = federation.federator_plan(&home, replica)?;
+            federation.federators.push(Process::start(federator)?);
+        }
+        federation.ready().await?;
+        Ok(federation)
+    }
+
+    fn trust_bundle_plan(&self, home: &Path, replica: u8) -> anyhow::Result<Plan> {
+        let config = format!(
+            "{}serviceDirectory: {}\n{}",
+            common(trust_bundle_address(self.block, replica)),
+            home.join("keys/service").display(),
+            self.store(home, "trust-bundle"),
         );
-        let state = home.join("federator-state");
+        self.plan(home, "trust-bundle", replica, config, trust_bundle_address(self.block, replica))
+    }
+
+    fn federator_plan(&self, home: &Path, replica: u8) -> anyhow::Result<Plan> {
+        let [keys, state] = ["keys", "state"].map(|part| home.join(format!("federator-{replica}-{part}")));
         std::fs::create_dir_all(&state)?;
-        let exports_config = format!(
-            "{}serviceDirectory: {}\nstateDirectory: {}\nstore: {{embedded: {{file: {}}}}}\nheartbeatInterval: 1s\n",
-            common(exports),
-            keys.join("federator").display(),
+        // Each replica renews its own certificate.
+        std::fs::create_dir_all(&keys)?;
+        for file in std::fs::read_dir(home.join("keys/federator"))? {
+            let file = file?;
+            std::fs::copy(file.path(), keys.join(file.file_name()))?;
+        }
+        let config = format!(
+            "{}serviceDirectory: {}\nstateDirectory: {}\nreplica: federator-{replica}\nheartbeatInterval: 1s\n{}",
+            common(self.federator_address(replica)),
+            keys.display(),
             state.display(),
-            home.join("exports.redb").display(),
+            self.store(home, "federator"),
         );
-        let start = |name: &str, config: String, address| -> anyhow::Result<Process> {
-            let path = home.join(format!("{name}.yaml"));
-            std::fs::write(&path, config)?;
-            Process::start(Plan {
-                name: name.to_owned(),
-                program: binaries.path(name),
-                arguments: vec!["--config".to_owned(), path.display().to_string()],
-                log: home.join("logs").join(format!("{name}.log")),
-                health: Some((address, 15021).into()),
-            })
+        self.plan(home, "federator", replica, config, self.federator_address(replica))
+    }
+
+    fn plan(&self, home: &Path, name: &str, replica: u8, config: String, address: Ipv4Addr) -> anyhow::Result<Plan> {
+        let path = home.join(format!("{name}-{replica}.yaml"));
+        std::fs::write(&path, config)?;
+        Ok(Plan {
+            name: format!("{name}-{replica}"),
+            program: self.binaries.path(name),
+            arguments: vec!["--config".to_owned(), path.display().to_string()],
+            log: home.join(format!("logs/{name}-{replica}.log")),
+            health: Some((address, 15021).into()),
+        })
+    }
+
+    /// The part `store` of a service's configuration.
+    fn store(&self, home: &Path, service: &str) -> String {
+        let Some(etcd) = &self.etcd else {
+            return format!("store: {{embedded: {{file: {}}}}}\n", home.join(format!("{service}.redb")).display());
         };
-        let mut trust_bundle = start("trust-bundle", trust_config, trust)?;
-        trust_bundle.ready(READY).await?;
-        let mut federator = start("federator", exports_config, exports)?;
-        federator.ready(READY).await?;
-        Ok(Self { trust_bundle, federator, operator: keys.join("operator"), binaries: binaries.clone() })
+        let EtcdConfig { endpoints, ca_file, certificate_file, key_file, prefix } =
+            etcd.config(&format!("/isthmus/{service}/"));
+        let mut text = format!("store:\n  etcd:\n    endpoints: {endpoints:?}\n    prefix: {prefix}\n");
+        for (field, file) in [("caFile", ca_file), ("certificateFile", certificate_file), ("keyFile", key_file)] {
+            let _ = writeln!(text, "    {field}: {}", file.display());
+        }
+        text
+    }
+
+    /// Where a federator replica has its admin page and serves.
+    #[must_use]
+    pub fn federator_address(&self, replica: u8) -> Ipv4Addr {
+        federator_address(self.block, replica)
     }
 
     /// The operator's keys.
@@ -96,37 +154,76 @@ impl Federation {
         Ok(Operator::run(&self.binaries.path("isthmus"), &arguments).await?.trim().to_owned())
     }
 
-    /// Kills both services.
+    /// Every process but etcd's.
+    pub fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.federators.iter_mut().chain(&mut self.trust_bundles)
+    }
+
+    /// Kills every replica of both services.
     ///
     /// # Errors
     /// One of them did not run.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
-        kill_all([&mut self.federator, &mut self.trust_bundle]).await
+        kill_all(self.processes()).await
     }
 
-    /// Starts both services again.
+    /// Starts them again.
     ///
     /// # Errors
     /// One of them does not become ready.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.trust_bundle.restart()?;
-        self.federator.restart()?;
-        self.trust_bundle.ready(READY).await?;
-        self.federator.ready(READY).await
+        self.processes().try_for_each(Process::restart)?;
+        self.ready().await
     }
 
-    /// Ends both.
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        for process in self.processes() {
+            process.ready(READY).await?;
+        }
+        Ok(())
+    }
+
+    /// The etcd cluster.
+    ///
+    /// # Errors
+    /// The federation keeps its state in files.
+    pub fn etcd(&self) -> anyhow::Result<&EtcdCluster> {
+        self.etcd.as_ref().context("the federation is not on etcd")
+    }
+
+    /// Ends all of them.
     pub async fn stop(&mut self) {
-        self.federator.stop().await;
-        self.trust_bundle.stop().await;
+        for process in self.processes() {
+            process.stop().await;
+        }
     }
 }
 
+fn trust_bundle_address(block: Block, replica: u8) -> Ipv4Addr {
+    block.address(0, 1 + 2 * replica)
+}
+
+fn federator_address(block: Block, replica: u8) -> Ipv4Addr {
+    block.address(0, 2 + 2 * replica)
+}
+
+fn common(address: Ipv4Addr) -> String {
+    format!(
+        "runtime: {{admin: \"{address}:15020\", health: \"{address}:15021\", log: {{format: text}}}}\n\
+         listen: \"{address}:15012\"\n"
+    )
+}
+
 /// `trust-bundle init`, as the operator of a new federation types it.
-async fn make(keys: &Path, binaries: &Binaries, trust: &str, exports: &str) -> anyhow::Result<()> {
-    let keys = keys.display().to_string();
-    let arguments = ["init", "--dir", &keys, "--federation", DOMAIN];
-    let addresses = ["--trust-bundle-address", trust, "--federator-address", exports];
-    Operator::run(&binaries.path("trust-bundle"), &[&arguments[..], &addresses].concat()).await?;
+async fn make(keys: &Path, binaries: &Binaries, block: Block, replicas: u8) -> anyhow::Result<()> {
+    let mut arguments =
+        ["init", "--dir", &keys.display().to_string(), "--federation", DOMAIN].map(str::to_owned).to_vec();
+    for replica in 0..replicas {
+        arguments
+            .extend(["--trust-bundle-address".to_owned(), format!("{}:15012", trust_bundle_address(block, replica))]);
+        arguments.extend(["--federator-address".to_owned(), format!("{}:15012", federator_address(block, replica))]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    Operator::run(&binaries.path("trust-bundle"), &arguments).await?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use e2e::demo::screen::Screen;
 use e2e::demo::story;
 use e2e::demo::table::Row;
 use e2e::lab::binaries::Binaries;
+use e2e::lab::federation::Storage;
 use e2e::lab::shop_federation::shop_federation;
 use e2e::lab::{ClusterDescription, Lab, NAMESPACE};
 use e2e::load::Load;
@@ -26,6 +27,16 @@ impl Stage {
     pub(crate) async fn set_with(clusters: Vec<ClusterDescription>) -> Self {
         let (mut screen, directory) = (Screen::silent(), tempfile::tempdir().unwrap());
         let mut lab = story::bring_up(&mut screen, directory.path(), clusters).await.unwrap();
+        story::export(&mut screen, &mut lab).await.unwrap();
+        Self { lab, screen, directory }
+    }
+
+    /// The shop's federation with the plane on three etcd members, two replicas of each service.
+    pub(crate) async fn set_on_etcd() -> Self {
+        let (mut screen, directory) = (Screen::silent(), tempfile::tempdir().unwrap());
+        let binaries = Binaries::build().unwrap();
+        let mut lab = Lab::start_on(directory.path(), binaries, Storage::Etcd).await.unwrap();
+        lab.add(shop_federation()).await.unwrap();
         story::export(&mut screen, &mut lab).await.unwrap();
         Self { lab, screen, directory }
     }
