@@ -110,7 +110,7 @@ fn take_all(
     let unfollowed = state.unfollowed.clone();
     let mut ordered: Vec<_> = unfollowed.iter().chain(entries).collect();
     ordered.sort_by_key(|entry| place(&entry.key));
-    let mut changed = false;
+    let (mut changed, lagged) = (false, state.lags());
     for entry in ordered {
         match state.take(verifier, authority, entry) {
             Ok(taken) => changed |= taken,
@@ -120,5 +120,6 @@ fn take_all(
             }
         }
     }
-    changed
+    // Those who watch must hear of it, in either direction.
+    changed || lagged != state.lags()
 }

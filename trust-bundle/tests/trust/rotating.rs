@@ -8,11 +8,13 @@ use federation_api::client::trust::{TrustCursor, renew};
 use federation_api::trust::v1::RotateAuthorityResponse;
 use federation_api::trust::v1::rotate_authority_request::Step;
 use mesh_tls::{Identity, Purpose, TrustStore, new_key_and_csr};
+use prost::Message;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe_identity::Bundle;
 use tonic::{Code, Status};
+use trust_bundle::authority::stored;
 
-use crate::plane::{Plane, Watcher, assert_refused, channel, trust_domain, watch, within};
+use crate::plane::{Plane, Watcher, assert_ended, assert_refused, channel, trust_domain, watch, within};
 
 /// What an operator asks, with a certificate that it holds.
 async fn ask(plane: &Plane, operator: &Identity, step: Step) -> Result<RotateAuthorityResponse, Status> {
@@ -109,6 +111,28 @@ async fn an_authority_is_replaced_when_everybody_who_watches_knows_its_successor
     assert!(rotate_authority(channel(plane.address(), &plane.authority, Some(&operator)), Step::Show).await.is_err());
     renewed(&plane, plane.address(), &identity).await;
     assert_eq!(plane.present_roots(), [new]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_cannot_name_a_root_that_the_folder_does_not_hold() {
+    let plane = Plane::start().await;
+    let east = plane.join("east").await;
+    let own = plane.authority.root();
+    let foreign = crate::cluster::new_root(&trust_domain());
+    let mut watcher = plane.watch(&east.identity, TrustCursor::default());
+    roots(&mut watcher, true).await;
+    // With the root that is there, the very same is told again.
+    plane.put("authority/state", stored(&plane.authority, std::slice::from_ref(&own)).encode_to_vec()).await;
+    assert_eq!(roots(&mut watcher, true).await, [own.to_vec()]);
+    for planted in [vec![own.clone(), foreign.clone()], vec![foreign.clone()]] {
+        plane.put("authority/state", stored(&plane.authority, &planted).encode_to_vec()).await;
+        assert_ended(&watcher.end().await, Code::Unavailable, "is not the federation's");
+        let csr = new_key_and_csr().unwrap().1;
+        let nothing = renew(plane.channel(Some(&east.identity)), csr).await;
+        assert_refused(nothing, Code::Unavailable, "is not the federation's");
+        plane.put("authority/state", stored(&plane.authority, std::slice::from_ref(&own)).encode_to_vec()).await;
+        assert_eq!(roots(&mut watcher, true).await, [own.to_vec()]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

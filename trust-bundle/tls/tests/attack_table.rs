@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Sections with the cases that must not be missing.
-const REQUIRED: [(&str, &[&str]); 5] = [
+const REQUIRED: [(&str, &[&str]); 6] = [
     (
         "Certificates",
         &[
@@ -61,13 +61,27 @@ const REQUIRED: [(&str, &[&str]); 5] = [
             "a bundle without a valid publish-key signature",
         ],
     ),
-    ("Captured hub", &["an invented member", "a changed record", "an old envelope replayed", "a withheld withdrawal"]),
+    (
+        "Captured hub",
+        &[
+            "an invented member",
+            "a changed record",
+            "an old envelope replayed",
+            "a withheld withdrawal",
+            "a changed export, identity list or gateway address",
+            "a restored old store",
+        ],
+    ),
     (
         "Captured member",
         &[
             "an export outside its delegated namespaces",
             "an absurd claim in an export",
             "addresses outside its delegation",
+            "a creation time of 1970, an absurd capacity",
+            "gateways at link-local and metadata addresses",
+            "identities of another cluster in its record",
+            "an SNI for exported A with an inner authority of B",
         ],
     ),
     (
@@ -78,6 +92,36 @@ const REQUIRED: [(&str, &[&str]); 5] = [
             "a delimiter in a SAN",
             "resumption and early data after a quarantine",
             "live streams after a quarantine",
+        ],
+    ),
+    (
+        "Service",
+        &[
+            "A writes B's bundle",
+            "A writes B's exports",
+            "a join token used 100 times at once",
+            "a join token used again with another key",
+            "a revoked join token",
+            "an expired token, one of another federation or root",
+            "a token of another cluster",
+            "a service-account token of another cluster",
+            "a token of another audience",
+            "a deleted pod's token",
+            "a forged cluster field",
+            "a CSR that asks for another identity",
+            "a caller of a foreign trust domain",
+            "a quarantined cluster that joins again",
+            "a quarantined cluster that lifts its quarantine",
+            "an old deny-list put again",
+            "live watches after a quarantine",
+            "a member that operates",
+            "a certificate of a replaced membership",
+            "a departure in another's name",
+            "a publish key granted by another",
+            "a restore of an old backup",
+            "an evicted member in a restored store",
+            "a root of the federation planted in the store",
+            "a changed audit record",
         ],
     ),
 ];
@@ -121,15 +165,20 @@ fn check_test(root: &Path, name: &str) -> Result<(), String> {
     check_runs(&source, test).map_err(|reason| format!("{name}: {reason}"))
 }
 
-/// A file directly below `tests/` is a target of its own; one in a folder there is declared by the folder's `main.rs`.
+/// A file directly below `tests/` is a target of its own; one in a folder is declared by the folder's `main.rs` or `lib.rs`,
+/// or by the file beside the folder that has its name.
 fn check_compiled(file: &Path) -> Result<(), String> {
     let directory = file.parent().unwrap();
     if directory.ends_with("tests") || file.ends_with("main.rs") {
         return Ok(());
     }
-    let main = fs::read_to_string(directory.join("main.rs")).map_err(|error| format!("main.rs: {error}"))?;
+    let parents = [directory.join("main.rs"), directory.join("lib.rs"), directory.with_extension("rs")];
     let declaration = format!("mod {};", file.file_stem().unwrap().to_str().unwrap());
-    if main.lines().any(|line| line.trim() == declaration) { Ok(()) } else { Err("not declared".into()) }
+    let declares = |parent: &PathBuf| {
+        let source = fs::read_to_string(parent).unwrap_or_default();
+        source.lines().any(|line| line.trim().trim_start_matches("pub ") == declaration)
+    };
+    if parents.iter().any(declares) { Ok(()) } else { Err("not declared".into()) }
 }
 
 fn check_runs(source: &str, test: &str) -> Result<(), String> {
