@@ -133,11 +133,13 @@ impl Gateway {
         loop {
             tokio::select! {
                 () = &mut stop => return,
-                () = metronome.tick() => {}
-                Some(_) = connections.join_next() => {}
+                () = metronome.tick() => reap(connections),
+                // While connections come, those that have ended are let go with the next one or tick: each would wake this task.
+                Some(_) = connections.join_next(), if metronome.is_run_down() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((stream, source)) => {
                         metronome.wind();
+                        reap(connections);
                         self.take(side, stream, source, connections, drain);
                     }
                     Err(error) => {
@@ -232,6 +234,11 @@ impl Gateway {
     }
 }
 
+/// Lets go of connections that have ended.
+fn reap(connections: &mut JoinSet<()>) {
+    while connections.try_join_next().is_some() {}
+}
+
 /// Ticks for a while after each connection.
 ///
 /// A timer that is due before all others makes the runtime wake itself through a system call, and each connection sets several. With a
@@ -258,6 +265,10 @@ impl Metronome {
             self.interval.reset();
         }
         self.ticks_left = Self::TICKS;
+    }
+
+    const fn is_run_down(&self) -> bool {
+        self.ticks_left == 0
     }
 
     /// Never ends while it is run down.

@@ -153,6 +153,27 @@ async fn sessions_spread_over_the_gateways_and_leave_out_those_that_drain() {
 }
 
 #[tokio::test]
+async fn one_cluster_cannot_take_the_connections_of_the_others() {
+    let authority = Authority::new();
+    let (west, first) = west(&authority, "echo-1").await;
+    let second = Endpoint::start(&authority, "echo-2").await;
+    let north = Running::start_as("north", Side::Outside, &[second.wire("us-2")], |_| {}).await;
+    let out = Running::start_as("east", Side::Inside, &[], |config| {
+        from_inside("127.0.0.0/8")(config);
+        config.limits.max_connections_per_service = 1;
+    })
+    .await;
+    out.announce("west", &[west.address]);
+    out.announce("north", &[north.address]);
+    let held = out.session(&authority, &name("c-west")).await.unwrap();
+    let refused = out.session(&authority, &name("c-west")).await.err();
+    assert_eq!(refused, Some(Some(AlertDescription::InternalError)));
+    out.metric("connections_closed_total{reason=\"service_full\"} 1").await;
+    assert_eq!(out.session(&authority, &name("c-north")).await.unwrap().id, second.id);
+    assert_eq!((held.id, first.accepted()), (first.id.clone(), 1));
+}
+
+#[tokio::test]
 async fn a_cluster_that_announces_our_own_way_out_makes_no_circle() {
     let authority = Authority::new();
     let out = way_out().await;
