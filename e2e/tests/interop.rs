@@ -37,6 +37,7 @@ async fn lab() -> (Lab, TempDir) {
         region,
         zone: region,
         gateways: 1,
+        egress_restricted: false,
         services,
         collector: None,
     };
