@@ -9,6 +9,7 @@
 
 pub(crate) mod application;
 mod http;
+pub(crate) mod policy;
 mod sources;
 
 use std::net::SocketAddr;
@@ -30,9 +31,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::server::TlsStream;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::inbound::application::Application;
+use crate::inbound::policy::{Call, Decision, Judgement};
 use crate::inbound::sources::Sources;
 use crate::metrics::{Answered, Direction, Metrics};
 use crate::outbound::ACCEPT_PAUSE;
@@ -54,6 +56,8 @@ const MAX_REFUSALS: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Serving {
     pub(crate) cluster: Option<ClusterName>,
+    /// The federation's domain, once it is known.
+    pub(crate) federation: Option<Arc<str>>,
     pub(crate) workload: Workload,
 }
 
@@ -166,7 +170,7 @@ impl Inbound {
         open.inc();
         let serving = self.serving.load_full();
         let http = stream.inner().get_ref().1.alpn_protocol() == Some(ALPN_HTTP);
-        match self.judge(&stream, &serving, overloaded) {
+        match self.judge(&stream, &serving, &caller, overloaded) {
             Err(refused) => self.refuse(&mut stream, &serving, &caller, refused).await,
             Ok(binding) if http => self.http(stream, &serving, caller, binding).await,
             Ok(binding) => self.opaque(stream, &serving, caller, &binding).await,
@@ -176,7 +180,13 @@ impl Inbound {
     }
 
     /// Finds what the connection is for, or why it goes nowhere.
-    fn judge(&self, stream: &Stream, serving: &Serving, overloaded: bool) -> Result<Arc<Binding>, Refused> {
+    fn judge(
+        &self,
+        stream: &Stream,
+        serving: &Serving,
+        caller: &Caller,
+        overloaded: bool,
+    ) -> Result<Arc<Binding>, Refused> {
         let refused = |code, detail: String| Refused { code, detail };
         if self.drain.draining() {
             return Err(refused(Code::Draining, "this endpoint is going away".to_owned()));
@@ -199,11 +209,38 @@ impl Inbound {
         let opaque = binding.port.application_protocol() == ApplicationProtocol::Tcp;
         match connection.alpn_protocol() {
             Some(ALPN_HTTP) if !opaque || !binding.port.declares_protocol() => Ok(Arc::clone(binding)),
-            Some(ALPN_TCP) if opaque => Ok(Arc::clone(binding)),
+            Some(ALPN_TCP) if opaque => match self.permits(serving, caller, binding, None) {
+                Ok(()) => Ok(Arc::clone(binding)),
+                Err(policy) => Err(refused(Code::Denied, format!("denied by {policy}"))),
+            },
             // Raw bytes to an HTTP port would get around the checks of each request.
             Some(_) => Err(refused(Code::Denied, "the port carries another protocol here".to_owned())),
             None => Err(refused(Code::Denied, "no isthmus protocol was offered".to_owned())),
         }
+    }
+
+    /// Whether the policies let a call through, raw TCP or an HTTP request's method and path; else the policy that does not.
+    fn permits(
+        &self,
+        serving: &Serving,
+        caller: &Caller,
+        binding: &Binding,
+        http: Option<(&str, &str)>,
+    ) -> Result<(), Arc<str>> {
+        let call = Call {
+            caller: caller.peer.id(),
+            federation: serving.federation.as_deref(),
+            port: binding.target_port,
+            http,
+        };
+        let Judgement { decision, dry_run } = serving.workload.policies.judge(&call);
+        let (method, path) = http.unzip();
+        if let Some(would) = dry_run {
+            info!(src.addr = %caller.address, peer.id = %caller.identity, service = %binding.host.service(), port = binding.port.port, method, path, ?would, "dry run of a policy");
+        }
+        let Decision::Denied(policy) = decision else { return Ok(()) };
+        info!(src.addr = %caller.address, peer.id = %caller.identity, service = %binding.host.service(), port = binding.port.port, method, path, %policy, "denied");
+        Err(policy)
     }
 
     async fn refuse(&self, stream: &mut Stream, serving: &Serving, caller: &Caller, refused: Refused) {

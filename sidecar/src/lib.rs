@@ -23,6 +23,8 @@
 //!    only when repeating it is harmless, and within a budget.
 //! 4. With every control plane dead, sessions, new ones included, go on from the last state, also after a restart.
 //! 5. No lock is held across an await; every task belongs to the sidecar and ends with it.
+//! 6. A caller is let in by an export, if it is of the federation, or by an `AccessPolicy` where one names the port; by its
+//!    certificate, never by what it says of itself.
 
 pub mod capture;
 pub mod config;

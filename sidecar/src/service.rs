@@ -12,6 +12,8 @@ use federation_api::discovery::v1 as wire;
 use federation_api::record::v1 as record;
 use spiffe_identity::SpiffeId;
 
+use crate::inbound::policy::Policies;
+
 pub(crate) use failover::{Failover, Retrying};
 
 /// A resource that was not understood: which field, and why.
@@ -180,6 +182,7 @@ pub(crate) struct Workload {
     pub(crate) endpoint: String,
     pub(crate) locality: Locality,
     pub(crate) bindings: Vec<Arc<Binding>>,
+    pub(crate) policies: Policies,
 }
 
 /// A port of an exported service that the workload answers.
@@ -213,7 +216,8 @@ impl TryFrom<wire::Workload> for Workload {
                 Ok(Arc::new(binding))
             })
             .collect::<Result<_, ResourceError>>()?;
-        Ok(Self { endpoint: wire.endpoint, locality: locality(wire.locality)?, bindings })
+        let policies = wire.policies.try_into().map_err(|error| ResourceError::new("policies", error))?;
+        Ok(Self { endpoint: wire.endpoint, locality: locality(wire.locality)?, bindings, policies })
     }
 }
 

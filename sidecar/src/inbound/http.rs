@@ -132,6 +132,7 @@ impl Session {
             return Err(self.probe().await);
         }
         let upgrade = Upgrade::take(&mut request)?;
+        self.permitted(&request)?;
         let http2 = self.binding.port.application_protocol() == ApplicationProtocol::Http2
             || !self.binding.port.declares_protocol() && request.headers().contains_key(headers::HTTP2);
         let request = self.for_application(request, authority, http2, span);
@@ -144,6 +145,15 @@ impl Session {
             self.inbound.application.http1(port, request).await
         };
         self.finish(result.map_err(Own::from)?, started)
+    }
+
+    /// What the policies say at this moment: a session outlives them.
+    fn permitted(&self, request: &Request<Incoming>) -> Result<(), Own> {
+        let serving = self.inbound.serving.load();
+        let asked = Some((request.method().as_str(), request.uri().path()));
+        self.inbound
+            .permits(&serving, &self.caller, &self.binding, asked)
+            .map_err(|policy| Own::new(StatusCode::FORBIDDEN, "denied", format!("denied by {policy}")))
     }
 
     /// Asks the application for another protocol; see [`crate::outbound::upgrade`].

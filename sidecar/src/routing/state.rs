@@ -212,7 +212,11 @@ impl State {
         self.place.egress = egress;
         self.place.cluster = Some(cluster);
         let cluster = self.place.cluster.clone();
-        self.serve(|serving| serving.cluster = cluster);
+        let federation = wire.federation.parse::<FederationDomain>().ok().map(|domain| domain.as_str().into());
+        self.serve(|serving| {
+            serving.cluster = cluster;
+            serving.federation = federation;
+        });
         Ok(())
     }
 

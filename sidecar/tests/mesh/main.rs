@@ -1,6 +1,7 @@
 //! Sidecars against each other, over real sockets and real TLS, with a control-plane in this process.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
 mod applications;
 mod calls;
 mod capture;
