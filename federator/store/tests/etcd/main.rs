@@ -5,4 +5,5 @@
 mod contract;
 mod faults;
 mod restore;
+mod rights;
 mod support;
