@@ -18,7 +18,7 @@ use federation_store::{Committed, Page, Store, StoreError, Transaction, layout};
 use prost::Message;
 use tracing::error;
 
-/// How many entries are kept. At the rate of [`REFUSALS`] it takes two months to push the oldest one out.
+/// How many entries are kept. Refusals of one kind alone take two months to push the oldest one out.
 pub const MAX_ENTRIES: u64 = 100_000;
 /// How many refusals of one action are recorded at once, and how long it takes until one more may be.
 const REFUSALS: (u32, Duration) = (30, Duration::from_secs(60));

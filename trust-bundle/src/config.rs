@@ -19,6 +19,7 @@ pub struct Config {
     /// Where `trust.v1` is served, by convention port 15012.
     pub listen: SocketAddr,
     /// The folder `service` that [`crate::init`] wrote: the federation's authority and the membership root's public half.
+    /// Replicas share it, so that one of them can replace the authority for all: it must be writable then.
     pub service_directory: PathBuf,
     /// Where the state is kept: `embedded: {file}`, or `etcd: {endpoints, caFile, certificateFile, keyFile, prefix}`, which
     /// replicas share.

@@ -84,7 +84,7 @@ pub fn watch(channel: Channel, cursor: TrustCursor, reconnect: Reconnect) -> (Tr
     watch_as(channel, String::new(), cursor, reconnect)
 }
 
-/// [`watch`], as one of several replicas of a program: operators see its name beside the identity that all of them share.
+/// [`watch()`], as one of several replicas of a program: operators see its name beside the identity that all of them share.
 #[must_use = "dropping the events ends the watch"]
 pub fn watch_as(
     channel: Channel,

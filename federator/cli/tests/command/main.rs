@@ -5,6 +5,7 @@ mod control_plane;
 mod dns;
 mod inspect;
 mod join;
+mod operate;
 mod rotate;
 mod token;
 
