@@ -9,6 +9,9 @@
 //!                └─────────────┘ own signed records
 //! ```
 //!
+//! Objects come from an API server or from a directory of the same manifests, behind one [`source::Source`]; in a cluster with
+//! an API server what follows is written there, by whichever replica holds the Lease ([`kubernetes`]).
+//!
 //! The cluster's own authority signs for its proxies ([`authority`]); its root and the key under which the cluster speaks are
 //! replaced in steps that wait for everybody who must know ([`rotation`]).
 //!
