@@ -1,6 +1,6 @@
 //! The federation's plane on three etcd members and two replicas of each service, dying part by part.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
 use e2e::client;
@@ -113,6 +113,17 @@ async fn sessions_of_a_replica_that_dies_resume_at_the_other_without_a_snapshot(
         watches += lab.federation.etcd().unwrap().watchers(member).await.unwrap();
     }
     assert_eq!(watches, 2 * usize::from(REPLICAS), "etcd's watches are as many as replicas");
+
+    let admin = (lab.federation.federator_address(0), 15020).into();
+    let metrics = client::get(admin, "/metrics").await.unwrap().body;
+    let metric = |name: &str| {
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("isthmus_federator_{name} ")));
+        value.unwrap_or_else(|| panic!("no {name}")).parse::<f64>().unwrap()
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let silence = now - metric("store_watch_heard_timestamp_seconds");
+    assert!(silence < 5.0, "the watch is silent for {silence} s");
+    assert!(metric("store_revision") > 0.0 && metric("store_watches_total") >= 1.0);
 
     let mut moved = 0;
     for (dying, other) in [(0, 1), (1, 0)] {
