@@ -11,7 +11,7 @@
 mod heads;
 mod record;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -93,6 +93,8 @@ pub struct Index {
     log: VecDeque<Arc<Record>>,
     replaced: usize,
     usage: HashMap<ClusterName, Usage>,
+    /// How many records each cluster has in each namespace.
+    namespaces: HashMap<ClusterName, BTreeMap<Namespace, usize>>,
     heads: HashMap<ClusterName, HeadScopes>,
     names: record::Names,
 }
@@ -171,6 +173,11 @@ impl Index {
     #[must_use]
     pub fn usage(&self, cluster: &ClusterName) -> Usage {
         self.usage.get(cluster).copied().unwrap_or_default()
+    }
+
+    /// The namespaces in which a cluster has records.
+    pub fn namespaces_of(&self, cluster: &ClusterName) -> impl Iterator<Item = Namespace> {
+        self.namespaces.get(cluster).into_iter().flat_map(|namespaces| namespaces.keys().cloned())
     }
 
     /// Everybody with records, and what they use.
@@ -264,6 +271,15 @@ impl Index {
         step(&mut usage.withdrawals, usize::from(record.is_withdrawn()));
         if *usage == Usage::default() {
             self.usage.remove(record.cluster());
+        }
+        if let Some(namespace) = record.namespace() {
+            let namespaces = self.namespaces.entry(record.cluster().clone()).or_default();
+            let count = namespaces.entry(namespace.clone()).or_default();
+            step(count, 1);
+            namespaces.retain(|_, count| *count > 0);
+            if namespaces.is_empty() {
+                self.namespaces.remove(record.cluster());
+            }
         }
     }
 

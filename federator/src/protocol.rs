@@ -79,6 +79,9 @@ pub struct Progress {
 #[derive(Debug)]
 pub struct Protocol {
     cluster: ClusterName,
+    /// The session publishes, so it is told its own cluster's records too: after a restore of its state it learns from them
+    /// what it had said, and can take back what it no longer means.
+    publisher: bool,
     interest: BTreeSet<Namespace>,
     cursor: Revision,
     /// Scopes whose records are walked, and where the first walk stands.
@@ -131,11 +134,16 @@ impl Protocol {
         let interest = parse_namespaces(&hello.namespaces)?;
         let mut walks = VecDeque::new();
         if !resumed {
-            walks.extend(interest.iter().cloned().map(Scope::Namespace));
+            let mut namespaces = interest.clone();
+            if hello.publisher {
+                namespaces.extend(index.namespaces_of(&cluster));
+            }
+            walks.extend(namespaces.into_iter().map(Scope::Namespace));
             walks.push_back(Scope::Clusters);
         }
         Ok(Self {
             cluster,
+            publisher: hello.publisher,
             cursor: if resumed { hello.revision } else { index.revision() },
             walks,
             walked: None,
@@ -296,11 +304,14 @@ impl Protocol {
         }
     }
 
-    /// Whether the session is to be told a change: everybody else's, in the namespaces it has. Records of clusters that
-    /// are shut out are no exception: receivers hold the same signed deny-list, and after a release lack nothing.
+    /// Whether the session is to be told a change: of everybody else in the namespaces it has, and of its own cluster when
+    /// it publishes. Records of clusters that are shut out are no exception: receivers hold the same signed deny-list, and
+    /// after a release lack nothing.
     fn wants(&self, index: &Index, record: &Record) -> bool {
-        record.cluster() != &self.cluster
-            && record.namespace().is_none_or(|namespace| self.interest.contains(namespace))
+        if record.cluster() == &self.cluster {
+            return self.publisher;
+        }
+        record.namespace().is_none_or(|namespace| self.interest.contains(namespace))
             && (record.kind() != Kind::Heads || index.heads_matter(record.cluster(), self.cursor, &self.interest))
     }
 
@@ -327,7 +338,13 @@ impl Protocol {
     /// Whether a record is a part of the snapshot that is walked. Everybody's heads are: that they no longer list a
     /// namespace is a word on it too.
     fn belongs(&self, record: &Record) -> bool {
-        record.cluster() != &self.cluster && (self.first_walk || record.kind() != Kind::Gateways)
+        if record.cluster() == &self.cluster {
+            return self.publisher && self.first_walk;
+        }
+        record.namespace().map_or_else(
+            || self.first_walk || record.kind() != Kind::Gateways,
+            |namespace| self.interest.contains(namespace),
+        )
     }
 
     /// Takes a new interest; the namespaces that are new get their records and their marker.

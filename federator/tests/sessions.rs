@@ -26,10 +26,12 @@ async fn an_export_reaches_every_other_cluster_that_has_the_namespace() {
     let signed = plane.sign("east", 10, &key("cart"), &export("cart"));
     assert_eq!(east.publish(signed.clone()).await, Ok(()));
     assert_eq!(west.next_record().await, signed);
-    // north and east get only what is theirs to know: the next thing both hear is the record about the gateways.
+    assert_eq!(east.next_record().await, signed, "a publisher hears its own word too: what the federation holds of it");
+    // north gets only what is its to know: the next thing it hears is the record about the gateways.
     let gateways = plane.sign("east", 11, &federation::RecordKey::Gateways, &Payload::Gateways(Vec::new()));
     assert_eq!(east.publish(gateways.clone()).await, Ok(()));
     assert_eq!(north.next_record().await, gateways);
+    assert_eq!(east.next_record().await, gateways);
     let of_west = plane.sign("west", 12, &federation::RecordKey::Gateways, &Payload::Gateways(Vec::new()));
     let mut publisher = plane.client("west", &["shop"], true, SessionCursor::default()).await;
     assert_eq!(publisher.publish(of_west.clone()).await, Ok(()));
