@@ -3,7 +3,7 @@
 //! ```text
 //!  manifests ─► Source ─┐                          ┌─► discovery ──► sidecars, gateways (SVIDs, services, routes, roots)
 //!  gateways ─► Proxies ─┤                          ├─► DNS, clusterset.local
-//!  trust-bundle ─┐      ├─► Reconciler ─► Snapshot ┼─► ServiceImports, statuses (files)
+//!  trust-bundle ─┐      ├─► Reconciler ─► Snapshot ┼─► ServiceImports, statuses (API or files)
 //!  federator ──► Plane ─┘      │  one owner        ├─► admin socket, metrics
 //!                ▲             │  no I/O           └─► Prober ──► gateways of other clusters
 //!                └─────────────┘ own signed records

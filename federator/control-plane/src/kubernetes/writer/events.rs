@@ -37,6 +37,8 @@ pub(super) fn of(before: &[Condition], after: &[Condition]) -> Vec<Event> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
 
     fn condition(kind: &str, status: &str, reason: &str) -> Condition {
@@ -45,7 +47,8 @@ mod tests {
             status: status.to_owned(),
             reason: reason.to_owned(),
             message: "é".repeat(1000),
-            ..Condition::default()
+            last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+            observed_generation: None,
         }
     }
 

@@ -142,7 +142,9 @@ mod tests {
             type_: "Ready".to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
-            ..ApiCondition::default()
+            message: String::new(),
+            last_transition_time: time(SystemTime::UNIX_EPOCH),
+            observed_generation: None,
         };
         let mut awaited = [is("False", "Pending")];
         keep_confirmed(&mut awaited, &[]);
