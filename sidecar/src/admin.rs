@@ -12,6 +12,7 @@ use mesh_tls::{Identity, TrustStore};
 use serde_json::{Value, json};
 
 use crate::inbound::Serving;
+use crate::inbound::admission::Admission;
 use crate::metrics::Metrics;
 use crate::routing::route::Route;
 use crate::routing::state::unix_seconds;
@@ -26,6 +27,7 @@ pub(crate) struct Shown {
     pub(crate) trust: TrustStore,
     pub(crate) serving: Arc<ArcSwap<Serving>>,
     pub(crate) metrics: Metrics,
+    pub(crate) admission: Admission,
 }
 
 /// The admin listener's routes.
@@ -52,6 +54,7 @@ async fn state(State(shown): State<Shown>) -> Json<Value> {
             })
         })
         .collect();
+    let (allowed, under_way) = shown.admission.state();
     let table = shown.router.table();
     let services: serde_json::Map<String, Value> =
         table.services.iter().map(|(host, entry)| (host.to_string(), service(entry))).collect();
@@ -69,6 +72,7 @@ async fn state(State(shown): State<Shown>) -> Json<Value> {
             "locality": serving.workload.locality.to_string(),
             "bindings": bindings,
         },
+        "application": { "requestsAllowed": allowed, "requests": under_way },
         "trustDomains": shown.trust.trust_domains().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "state": {
             "ageSeconds": age(shown.metrics.state_applied.get()),

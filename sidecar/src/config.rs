@@ -157,11 +157,13 @@ pub struct OutboundConfig {
     pub lookup_deadline: Duration,
     /// Connections of the application at a time; 10000.
     pub max_connections: usize,
+    /// Requests of the application at a time; 10000. One more is answered 503.
+    pub max_requests: usize,
 }
 
 impl Default for OutboundConfig {
     fn default() -> Self {
-        Self { lookup_deadline: Duration::from_secs(2), max_connections: 10_000 }
+        Self { lookup_deadline: Duration::from_secs(2), max_connections: 10_000, max_requests: 10_000 }
     }
 }
 
@@ -171,6 +173,9 @@ impl Default for OutboundConfig {
 pub struct InboundConfig {
     /// Mesh connections at a time; 10000. One more is told that the sidecar is overloaded.
     pub max_connections: usize,
+    /// Requests that the application has at a time, at most; 4096. While it is slower than usual they are fewer. One more is
+    /// told to go elsewhere, or to come again.
+    pub max_requests: u32,
     /// How long the application may take to accept a connection; `1s`.
     #[serde(with = "mesh_runtime::duration")]
     pub connect_timeout: Duration,
@@ -182,7 +187,12 @@ pub struct InboundConfig {
 
 impl Default for InboundConfig {
     fn default() -> Self {
-        Self { max_connections: 10_000, connect_timeout: Duration::from_secs(1), keep_alive: Duration::from_secs(4) }
+        Self {
+            max_connections: 10_000,
+            max_requests: 4096,
+            connect_timeout: Duration::from_secs(1),
+            keep_alive: Duration::from_secs(4),
+        }
     }
 }
 
@@ -222,6 +232,8 @@ impl Configuration for Config {
         require(!self.outbound.lookup_deadline.is_zero(), "outbound.lookupDeadline: must be more than zero");
         require(self.outbound.max_connections > 0, "outbound.maxConnections: must be more than zero");
         require(self.inbound.max_connections > 0, "inbound.maxConnections: must be more than zero");
+        require(self.inbound.max_requests > 0, "inbound.maxRequests: must be more than zero");
+        require(self.outbound.max_requests > 0, "outbound.maxRequests: must be more than zero");
         require(!self.inbound.connect_timeout.is_zero(), "inbound.connectTimeout: must be more than zero");
         require(
             self.workload_api.as_ref().is_none_or(|api| (1..=MAX_SOCKET_PATH).contains(&api.socket.as_os_str().len())),

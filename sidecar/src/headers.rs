@@ -23,6 +23,9 @@ pub(crate) const TRACE: HeaderName = HeaderName::from_static("isthmus-trace");
 /// To the local application that asked by [`TRACE`]: the path that the request took.
 pub(crate) const PATH: HeaderName = HeaderName::from_static("isthmus-path");
 
+/// `retry-after` of a request that was shed, in seconds.
+pub(crate) const RETRY_AFTER_SECONDS: &str = "1";
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 

@@ -7,6 +7,7 @@
 //!
 //! The verdict is this side's first word, so that a peer never mistakes a refusal for a reset in mid-request.
 
+pub(crate) mod admission;
 pub(crate) mod application;
 mod http;
 pub(crate) mod policy;
@@ -33,6 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 
+use crate::inbound::admission::Admission;
 use crate::inbound::application::Application;
 use crate::inbound::policy::{Call, Decision, Judgement};
 use crate::inbound::sources::Sources;
@@ -73,6 +75,8 @@ pub(crate) struct Inbound {
     pub(crate) drain: DrainWatcher,
     /// Mesh connections at a time.
     pub(crate) connections: Arc<Semaphore>,
+    /// Requests that the application has at a time.
+    pub(crate) admission: Admission,
 }
 
 type Stream = Guarded<TlsStream<TcpStream>>;

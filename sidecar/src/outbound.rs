@@ -56,6 +56,8 @@ pub(crate) struct Outbound {
     pub(crate) drain: DrainWatcher,
     /// Connections of the application at a time.
     pub(crate) connections: Arc<Semaphore>,
+    /// Requests of the application at a time.
+    pub(crate) requests: Arc<Semaphore>,
 }
 
 impl Outbound {

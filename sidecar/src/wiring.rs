@@ -1,5 +1,7 @@
 //! Puts the parts together.
 
+use std::fs::File;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -13,12 +15,14 @@ use federation_api::client::discovery::{Discovery, WatchOptions};
 use federation_api::discovery::v1::ProxyKind;
 use mesh_runtime::{Process, ReadinessGuard};
 use mesh_tls::{ClientAuth, Identity, TrustStore};
+use rustix::fs::{FlockOperation, flock};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, Semaphore};
 use tracing::info;
 
-use crate::config::Config;
+use crate::config::{Config, WorkloadConfig};
 use crate::identity::{Issuing, Pins};
+use crate::inbound::admission::Admission;
 use crate::inbound::application::Application;
 use crate::inbound::{Inbound, Serving};
 use crate::metrics::Metrics;
@@ -65,6 +69,7 @@ struct Parts {
     router: Router,
     dialer: Dialer,
     serving: Arc<ArcSwap<Serving>>,
+    admission: Admission,
     ejected: Arc<Notify>,
     standing: Standing,
 }
@@ -78,6 +83,7 @@ impl Sidecar {
         let identity_ready = process.readiness().require("identity");
         let state_ready = process.readiness().require("state");
         create_private(&config.state_directory)?;
+        let locked = lock(&config.state_directory)?;
         let outbound = bind("listeners.outbound", &config.listeners.outbound).await?;
         let inbound = bind("listeners.inbound", &config.listeners.inbound).await?;
         let names = NameSockets::bind(&config.listeners.dns).await?;
@@ -93,6 +99,11 @@ impl Sidecar {
             outbound: addresses(&outbound)?,
             inbound: addresses(&inbound)?,
         };
+        // Held while anything of this sidecar runs, its drain included.
+        parts.tasks.spawn(async move {
+            let _locked = locked;
+            std::future::pending::<()>().await;
+        });
         parts.serve_outbound(outbound);
         parts.serve_inbound(inbound);
         parts.serve_names(names)?;
@@ -144,12 +155,14 @@ impl Parts {
         let dialer = Dialer::new(Resolver::new(loopback), trust.clone(), tasks.clone(), metrics.clone());
         let router = Router::new(config.outbound.lookup_deadline);
         let serving: Arc<ArcSwap<Serving>> = Arc::default();
+        let admission = Admission::new(config.inbound.max_requests);
         process.add_debug_routes(admin::routes(admin::Shown {
             router: router.clone(),
             identity: identity.clone(),
             trust: trust.clone(),
             serving: Arc::clone(&serving),
             metrics: metrics.clone(),
+            admission: admission.clone(),
         }));
         Self {
             config,
@@ -161,6 +174,7 @@ impl Parts {
             router,
             dialer,
             serving,
+            admission,
             ejected: Arc::default(),
             standing: Standing::default(),
         }
@@ -175,6 +189,7 @@ impl Parts {
             tasks: self.tasks.clone(),
             drain: self.process.drain(),
             connections: Arc::new(Semaphore::new(self.config.outbound.max_connections)),
+            requests: Arc::new(Semaphore::new(self.config.outbound.max_requests)),
         });
         for listener in listeners {
             self.tasks.spawn(Arc::clone(&outbound).serve(listener));
@@ -193,6 +208,7 @@ impl Parts {
             tasks: self.tasks.clone(),
             drain: self.process.drain(),
             connections: Arc::new(Semaphore::new(self.config.inbound.max_connections)),
+            admission: self.admission.clone(),
         });
         for listener in listeners {
             self.tasks.spawn(Arc::clone(&inbound).serve(listener));
@@ -227,6 +243,7 @@ impl Parts {
     fn keep_up(&self) {
         self.tasks.spawn(upkeep::probe(self.router.clone(), self.dialer.clone(), Arc::clone(&self.ejected)));
         self.tasks.spawn(upkeep::tidy(self.router.clone()));
+        self.tasks.spawn(upkeep::spread(self.router.clone()));
     }
 
     /// Gets an identity, then follows discovery: at once when both are on disk.
@@ -261,7 +278,7 @@ impl Parts {
                 identity: self.identity.clone(),
                 trust: self.trust.clone(),
                 metrics: self.metrics.clone(),
-                first_slot: rand::random(),
+                first_slot: first_slot(&self.config.workload),
             },
             pins,
             serving: self.serving,
@@ -311,6 +328,24 @@ impl NameSockets {
         }
         Ok(Self { udp, tcp })
     }
+}
+
+/// Where a client's slots begin: clients begin at different places, so that together they are even, and each at the same place
+/// after a restart, so that one that stays with an endpoint finds it again.
+fn first_slot(workload: &WorkloadConfig) -> u16 {
+    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((&workload.name, &workload.addresses));
+    // Any 16 bits of it.
+    (hash & u64::from(u16::MAX)) as u16
+}
+
+/// One sidecar at a time works on a state directory. The lock ends with the process, however it ends.
+fn lock(directory: &Path) -> anyhow::Result<File> {
+    let path = directory.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("stateDirectory: {}", path.display()))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("stateDirectory: another sidecar works in {}", directory.display()))?;
+    Ok(file)
 }
 
 /// With capture, this process's own connections must not come back to it.

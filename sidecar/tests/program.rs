@@ -121,3 +121,23 @@ fn without_an_identity_it_is_alive_and_not_ready_and_its_state_can_be_read() {
     let code = eventually("it ends", || running.0.try_wait().unwrap());
     assert_eq!(code.code(), Some(0));
 }
+
+#[test]
+fn a_second_sidecar_on_the_same_state_directory_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = (directory.path().join("first.yaml"), directory.path().join("second.yaml"));
+    let (admin, health) = (free(), free());
+    std::fs::write(&first, config(directory.path(), admin, health)).unwrap();
+    std::fs::write(&second, config(directory.path(), free(), free())).unwrap();
+    let mut running = start(&first);
+    eventually("the first has begun", || directory.path().join("state/lock").exists().then_some(()));
+    eventually("it is alive", || get(health, "/livez").filter(|(status, _)| *status == 200));
+    let mut other = start(&second);
+    assert_eq!(eventually("the second ends", || other.0.try_wait().unwrap()).code(), Some(1));
+    let mut said = String::new();
+    other.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("another sidecar works in"), "{said}");
+    let signalled = Command::new("kill").arg("-TERM").arg(running.0.id().to_string()).status().unwrap();
+    assert!(signalled.success());
+    assert_eq!(eventually("the first ends", || running.0.try_wait().unwrap()).code(), Some(0));
+}

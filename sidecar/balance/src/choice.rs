@@ -170,17 +170,35 @@ impl<K: Clone + Eq + Hash> Balancer<K> {
     fn cost(&self, member: &MemberState<K>, now: Instant) -> f64 {
         let settings = &self.settings;
         let floor = settings.latency_floor.as_secs_f64();
-        let latency = match member.latency.at(now, settings.latency_decay) {
+        let (in_flight, latency) = self.endpoint_load(member, now);
+        let latency = match latency {
             Some(latency) => latency.max(floor),
             // Unknown and idle: worth a try. Unknown and busy: no crowd before the first answer.
-            None if member.in_flight == 0 => floor,
+            None if in_flight == 0 => floor,
             None => settings.initial_latency.as_secs_f64().max(floor),
         };
         let lately = if member.doubt.is_some_and(|doubt| now < doubt.until) { FAILED_LATELY } else { 1.0 };
-        let whole = member.weight.max(LEAST_WEIGHT) * member.portion;
-        let weight = if member.usable > 0.0 { member.usable } else { whole };
-        // Of paths to one endpoint each has its portion in flight; the endpoint has it all.
-        latency * (f64::from(member.in_flight) / member.portion + 1.0) * lately * member.portion / weight
+        let weight = if member.usable > 0.0 { member.usable / member.portion } else { member.weight.max(LEAST_WEIGHT) };
+        latency * (f64::from(in_flight) + 1.0) * lately / weight
+    }
+
+    /// Requests in flight, and the latency: of all paths to one endpoint together, since it is the endpoint that is slow.
+    fn endpoint_load(&self, member: &MemberState<K>, now: Instant) -> (u32, Option<f64>) {
+        let decay = self.settings.latency_decay;
+        if member.portion >= 1.0 {
+            return (member.in_flight, member.latency.at(now, decay));
+        }
+        let siblings = self.members[self.groups[member.group].members.clone()].iter();
+        siblings.filter(|sibling| sibling.available && sibling.behind == member.behind).fold(
+            (0, None),
+            |(in_flight, latency): (u32, Option<f64>), sibling| {
+                let own = sibling.latency.at(now, decay);
+                (
+                    in_flight + sibling.in_flight,
+                    latency.map_or(own, |latency| Some(own.map_or(latency, |own| own.max(latency)))),
+                )
+            },
+        )
     }
 
     /// The winner of a race by weight over all eligible members of a priority; of the first two, the less loaded, unless

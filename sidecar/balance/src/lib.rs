@@ -45,6 +45,7 @@ mod assess;
 mod balancer;
 mod budget;
 mod choice;
+mod concurrency;
 mod ejection;
 mod explain;
 mod latency;
@@ -60,6 +61,7 @@ mod window;
 pub use balancer::{Balancer, Counters};
 pub use budget::{RetryBudget, RetryBudgetSettings};
 pub use choice::{Pick, PickContext, Reason};
+pub use concurrency::ConcurrencyLimit;
 pub use ejection::EjectionCause;
 pub use explain::{
     EjectionExplanation, EndpointExplanation, Explanation, GatewayExplanation, GroupExplanation, MemberExplanation,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use federation::export::ApplicationProtocol;
-use http::header::{CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderValue};
+use http::header::{CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -22,6 +22,7 @@ use mesh_runtime::{DrainHold, trace};
 use tracing::{Instrument, Span, debug, field};
 
 use crate::headers;
+use crate::inbound::admission::Admitted;
 use crate::inbound::application::{ApplicationBody, ApplicationError};
 use crate::inbound::{Caller, Inbound, Stream};
 use crate::outbound::replay::BodyError;
@@ -109,11 +110,18 @@ impl Session {
             http.response.status_code = field::Empty,
         );
         trace::continue_from(&span, request.headers());
+        let Some(admitted) = self.inbound.admission.admit() else {
+            let own = Own::overloaded();
+            (access.status, access.end) = (Some(own.status), own.code);
+            return own.response();
+        };
         let result = Box::pin(self.answer(request, &span)).instrument(span.clone()).await;
         let response = match result {
             Ok(response) => {
                 access.status = Some(response.status());
-                response.map(|body| InboundBody::Application(body, InFlight { access, _hold: hold }))
+                admitted.answered(access.started().elapsed());
+                let in_flight = InFlight { access, _hold: hold, _admitted: admitted };
+                response.map(|body| InboundBody::Application(body, in_flight))
             }
             Err(own) => {
                 access.status = Some(own.status);
@@ -298,6 +306,9 @@ fn join_cookies(fields: &mut HeaderMap) {
     }
 }
 
+/// [`Own::code`] of a request that there is no room for.
+const OVERLOADED: &str = "overloaded";
+
 /// A response that this sidecar makes itself.
 struct Own {
     status: StatusCode,
@@ -311,6 +322,12 @@ impl Own {
         Self { status, code, detail, unprocessed: false }
     }
 
+    /// The application has all the requests that it can serve in a usual time; the peer may go elsewhere.
+    fn overloaded() -> Self {
+        let detail = "the application has as many requests as it can serve in time".to_owned();
+        Self { unprocessed: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, detail) }
+    }
+
     fn response(self) -> Response<InboundBody> {
         let body =
             if self.detail.is_empty() { Bytes::new() } else { Bytes::from(format!("isthmus: {}\n", self.detail)) };
@@ -320,6 +337,9 @@ impl Own {
         if self.status != StatusCode::OK {
             fields.insert(headers::ERROR, HeaderValue::from_static(self.code));
             fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        }
+        if self.code == OVERLOADED {
+            fields.insert(RETRY_AFTER, HeaderValue::from_static(headers::RETRY_AFTER_SECONDS));
         }
         if self.unprocessed {
             fields.insert(headers::UNPROCESSED, HeaderValue::from_static("true"));
@@ -344,6 +364,7 @@ struct TrailersTooLarge;
 struct InFlight {
     access: Box<Access>,
     _hold: DrainHold,
+    _admitted: Admitted,
 }
 
 /// A response's body.

@@ -11,6 +11,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use mesh_runtime::trace;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, Span, field};
 
 use crate::failure::{self, Failure};
@@ -73,6 +74,8 @@ struct Forwarding<'a> {
     stale_sessions: u32,
     /// Until it goes with the response's body.
     access: Option<Box<Access>>,
+    /// One of the requests that this sidecar takes at a time, until it goes with the response's body; `None`: there was no room.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 /// What one attempt came to.
@@ -129,11 +132,15 @@ impl<'a> Forwarding<'a> {
             budgeted_retries: 0,
             stale_sessions: 0,
             access: Some(Box::new(Access::new("outbound", "http", Arc::clone(&route.label)))),
+            room: Arc::clone(&outbound.requests).try_acquire_owned().ok(),
         }
     }
 
     /// Why the request cannot be sent at all.
     fn unfit(&self) -> Option<Refusal> {
+        if self.room.is_none() {
+            return Some(Refusal::Overloaded);
+        }
         if self.route.protocol == ApplicationProtocol::Tcp && !self.route.is_undeclared() {
             // The other side would refuse the session, and that would look like a failing endpoint.
             return Some(Refusal::NotHttp { service: self.route.host.to_string(), port: self.route.port });
@@ -298,7 +305,7 @@ impl<'a> Forwarding<'a> {
         access.status = Some(parts.status);
         access.attempts = self.trying.attempts();
         record(&Span::current(), &access);
-        Response::from_parts(parts, ResponseBody::Stream(body, InFlight::new(lease, access)))
+        Response::from_parts(parts, ResponseBody::Stream(body, InFlight::new(lease, access, self.room.take())))
     }
 
     /// The other side has agreed to another protocol.
@@ -314,10 +321,11 @@ impl<'a> Forwarding<'a> {
         access.attempts = self.trying.attempts();
         record(&Span::current(), &access);
         if let Some(upgrade) = self.upgrade.take() {
+            let room = self.room.take();
             upgrade.agreed(&mut response, &self.outbound.tasks, &self.outbound.drain, move |relayed| {
                 access.bytes = (relayed.a_to_b, relayed.b_to_a);
                 access.end = relayed.end.label();
-                drop(lease);
+                drop((lease, room));
             });
         }
         response.map(|_| ResponseBody::Own(None))

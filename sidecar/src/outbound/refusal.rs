@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 
 use crate::headers;
@@ -73,6 +73,9 @@ pub(crate) enum Refusal {
     /// The bound on services that one workload uses.
     #[error("this workload already uses {0} services, the most a sidecar keeps track of")]
     TooManyServices(usize),
+    /// More requests at a time than this sidecar takes.
+    #[error("this workload has as many requests under way as its sidecar takes")]
+    Overloaded,
     /// Nothing to send it to.
     #[error("{service} has no endpoint")]
     NoEndpoint {
@@ -133,6 +136,7 @@ impl Refusal {
             Self::TooManyServices(_) => "too-many-services",
             Self::NoEndpoint { .. } => "no-endpoint",
             Self::Unreachable { .. } => "unreachable",
+            Self::Overloaded => "overloaded",
             Self::TooSlow { .. } => "per-try-timeout",
             Self::Interrupted { .. } => "interrupted",
             Self::Misdirected { .. } => "misdirected",
@@ -154,6 +158,7 @@ impl Refusal {
             Self::UnknownService(_) | Self::UnknownPort { .. } | Self::Interrupted { .. } => StatusCode::BAD_GATEWAY,
             Self::LookupTimedOut { .. }
             | Self::TooManyServices(_)
+            | Self::Overloaded
             | Self::NoEndpoint { .. }
             | Self::Unreachable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Misdirected { .. } => StatusCode::MISDIRECTED_REQUEST,
@@ -171,7 +176,7 @@ impl Refusal {
             | Self::HeadersTooLarge { .. }
             | Self::Body(_)
             | Self::Misdirected { .. } => 0x01,
-            Self::NotInClusterset(_) | Self::TooManyServices(_) => 0x02,
+            Self::NotInClusterset(_) | Self::TooManyServices(_) | Self::Overloaded => 0x02,
             Self::UnknownService(_) | Self::LookupTimedOut { .. } | Self::NoEndpoint { .. } => 0x04,
             Self::UnknownPort { .. } | Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Interrupted { .. } => {
                 0x05
@@ -188,6 +193,9 @@ impl Refusal {
         let mut response = Response::new(body);
         let fields = response.headers_mut();
         fields.insert(headers::ERROR, HeaderValue::from_static(self.code()));
+        if matches!(self, Self::Overloaded) {
+            fields.insert(RETRY_AFTER, HeaderValue::from_static(headers::RETRY_AFTER_SECONDS));
+        }
         if grpc {
             fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             fields.insert(HeaderName::from_static("grpc-status"), HeaderValue::from_static("14"));

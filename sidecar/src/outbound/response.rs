@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Collected};
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::session::pool::Lease;
 use crate::telemetry::Access;
@@ -14,13 +15,14 @@ use crate::telemetry::Access;
 /// What lives as long as a response's body.
 pub(crate) struct InFlight {
     _lease: Lease,
+    _room: Option<OwnedSemaphorePermit>,
     access: Box<Access>,
 }
 
 impl InFlight {
-    /// Keeps the session's place and the access event until the body has ended.
-    pub(crate) fn new(lease: Lease, access: Box<Access>) -> Self {
-        Self { _lease: lease, access }
+    /// Keeps the session's place, the access event, and the request's room until the body has ended.
+    pub(crate) fn new(lease: Lease, access: Box<Access>, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self { _lease: lease, _room: room, access }
     }
 }
 

@@ -207,6 +207,15 @@ impl Route {
         self.lock().paths.values().cloned().collect()
     }
 
+    /// Paths that could as well lead to endpoints that have none. Clients that stay with one endpoint keep their paths.
+    pub(crate) fn redundant(&self) -> Vec<Path> {
+        if self.affinity.is_some() {
+            return Vec::new();
+        }
+        let balancing = self.lock();
+        balancing.paths.values().filter(|path| balancing.balancer.is_redundant(path)).cloned().collect()
+    }
+
     fn finished(&self, path: &Path, outcome: Outcome, endpoint: Option<&EndpointId>, started: Instant) {
         let now = Instant::now();
         let latency = now.saturating_duration_since(started);

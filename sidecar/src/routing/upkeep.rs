@@ -30,6 +30,9 @@ const MAX_PROBES: usize = 32;
 /// How long the application behind a session may take to be found well.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether paths share endpoints.
+const SPREAD: Duration = Duration::from_secs(1);
+
 /// A session that nobody used for this long, twice as long at most, is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -97,6 +100,18 @@ async fn ask(stream: MeshStream, route: &Route) -> Option<StatusCode> {
     tokio::select! {
         response = sender.send_request(request) => response.ok().map(|response| response.status()),
         _ = connection.as_mut() => None,
+    }
+}
+
+/// Leads paths that share an endpoint to others, until every endpoint behind gateways has its part of the load.
+pub(crate) async fn spread(router: Router) {
+    loop {
+        tokio::time::sleep(SPREAD).await;
+        for route in router.table().routes() {
+            for path in route.redundant() {
+                path.turn(Instant::now());
+            }
+        }
     }
 }
 

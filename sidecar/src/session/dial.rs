@@ -218,7 +218,7 @@ impl Dialer {
             Kind::Tcp => &path.tls().tcp,
         };
         let left = limit.saturating_sub(started.elapsed());
-        let stream = handshake::connect(stream, tls, path.server_name().clone(), left).await.map_err(DialError::Tls)?;
+        let stream = handshake::connect(stream, tls, path.server_name(), left).await.map_err(DialError::Tls)?;
         let server = mesh_tls::Peer::of_client(stream.get_ref().1).ok_or(DialError::Anonymous)?;
         let identity = server.id().clone();
         let mut stream = Guarded::new(stream, &self.trust, server);

@@ -2,11 +2,12 @@
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use federation::{ClusterName, GatewayAddress};
+use federation::sni::Subset;
+use federation::{ClusterName, GatewayAddress, Sni};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use spiffe_identity::SpiffeId;
@@ -19,6 +20,15 @@ const RACE_AFTER: Duration = Duration::from_millis(250);
 
 /// A connection not up after this, or after four round-trip times, is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(1);
+
+/// From a slot to the one that a path is led to next: further than one client's slots reach.
+const SLOT_STRIDE: u16 = 251;
+
+/// A path is led to another slot after this at the earliest, and doubles it each time.
+const FIRST_TURN: Duration = Duration::from_secs(2);
+
+/// Up to 17 minutes.
+const MAX_DOUBLINGS: u16 = 9;
 
 /// Where a path's connections go.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +94,8 @@ struct Inner {
     /// The same in every process: affinity outlives a restart.
     hash: u64,
     server_name: ServerName<'static>,
+    /// How often it was led to another slot.
+    turns: AtomicU16,
     tls: PathTls,
     /// Microseconds; 0 while unknown.
     round_trip: AtomicU32,
@@ -113,6 +125,7 @@ impl Path {
             cluster_text: id.cluster.as_str().into(),
             hash: BuildHasherDefault::<DefaultHasher>::default().hash_one(&id),
             server_name,
+            turns: AtomicU16::new(0),
             tls,
             round_trip: AtomicU32::new(round_trip.map_or(0, microseconds)),
             metrics,
@@ -131,8 +144,31 @@ impl Path {
         &self.0.cluster_text
     }
 
-    pub(crate) fn server_name(&self) -> &ServerName<'static> {
-        &self.0.server_name
+    /// The name to ask for: the path's own, or that of the slot that it was led to since.
+    pub(crate) fn server_name(&self) -> ServerName<'static> {
+        self.turned_name().unwrap_or_else(|| self.0.server_name.clone())
+    }
+
+    fn turned_name(&self) -> Option<ServerName<'static>> {
+        let turns = self.0.turns.load(Ordering::Relaxed);
+        if turns == 0 {
+            return None;
+        }
+        let mut sni: Sni = self.0.id.server_name.parse().ok()?;
+        if let Subset::Slot(_, slot) = &mut sni.subset {
+            *slot = slot.wrapping_add(turns.wrapping_mul(SLOT_STRIDE));
+        }
+        sni.to_string().try_into().ok()
+    }
+
+    /// Leads to another slot from the next session on, if the last time is long enough ago. For a path whose endpoint has
+    /// other ones.
+    pub(crate) fn turn(&self, now: Instant) {
+        let turns = self.0.turns.load(Ordering::Relaxed);
+        let pause = FIRST_TURN * (1 << turns.min(MAX_DOUBLINGS));
+        if matches!(self.0.id.via, Via::Gateway { .. }) && self.sessions().turn(now, pause) {
+            self.0.turns.store(turns.wrapping_add(1).max(1), Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn tls(&self) -> &PathTls {

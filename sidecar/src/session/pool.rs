@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
@@ -18,6 +19,16 @@ const BUSY: usize = 64;
 /// Sessions of one path at most. More would only share the same endpoint's sidecar.
 const MAX_SESSIONS: usize = 4;
 
+/// A session is replaced at about this age, so that endpoints that came later get their share.
+const LIFETIME: Duration = Duration::from_secs(300);
+
+/// Part of the lifetime by which sessions differ, so that they are not replaced all at once.
+const JITTER: f64 = 0.5;
+
+fn lifetime() -> Duration {
+    LIFETIME.mul_f64(1.0 + JITTER * (2.0 * rand::random::<f64>() - 1.0))
+}
+
 /// One HTTP/2 session to a sidecar.
 pub(crate) struct Session {
     pub(crate) sender: SendRequest<RequestBody<Incoming>>,
@@ -27,11 +38,22 @@ pub(crate) struct Session {
     load: AtomicUsize,
     /// Since the last look for idle ones.
     used: AtomicBool,
+    /// From then on another one takes its place.
+    expires: Instant,
+    retired: AtomicBool,
 }
 
 impl Session {
     pub(crate) fn new(sender: SendRequest<RequestBody<Incoming>>, peer: Arc<Peer>, hang_up: HangUp) -> Arc<Self> {
-        Arc::new(Self { sender, peer, hang_up, load: AtomicUsize::new(0), used: AtomicBool::new(true) })
+        Arc::new(Self {
+            sender,
+            peer,
+            hang_up,
+            load: AtomicUsize::new(0),
+            used: AtomicBool::new(true),
+            expires: Instant::now() + lifetime(),
+            retired: AtomicBool::new(false),
+        })
     }
 
     fn lease(self: &Arc<Self>, reused: bool) -> Lease {
@@ -43,6 +65,11 @@ impl Session {
     /// Takes requests: neither its own task nor the kernel knows of an end.
     fn is_open(&self) -> bool {
         self.sender.is_ready() && !self.hang_up.seen()
+    }
+
+    /// Another one should take its place; requests on it go on.
+    fn is_old(&self, now: Instant) -> bool {
+        self.retired.load(Ordering::Relaxed) || now >= self.expires
     }
 
     pub(crate) fn load(&self) -> usize {
@@ -100,10 +127,18 @@ impl Opening {
 }
 
 /// The sessions of one path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sessions {
     live: Vec<Arc<Session>>,
     opening: Option<watch::Receiver<Opened>>,
+    /// When the path was last led to another slot.
+    turned: Instant,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { live: Vec::new(), opening: None, turned: Instant::now() }
+    }
 }
 
 /// What a request finds.
@@ -124,10 +159,13 @@ impl Sessions {
     /// The least loaded session, or the way to get one.
     pub(crate) fn checkout(&mut self) -> Checkout {
         self.live.retain(|session| session.is_open());
-        let least = self.live.iter().min_by_key(|session| session.load());
+        let now = Instant::now();
+        // One that should be replaced serves until its replacement is there.
+        let least = self.live.iter().min_by_key(|session| (session.is_old(now), session.load()));
         if let Some(session) = least {
             let lease = session.lease(true);
-            let more = session.load() > BUSY && self.live.len() < MAX_SESSIONS && self.opening.is_none();
+            let busy = session.load() > BUSY && self.live.len() < MAX_SESSIONS;
+            let more = (busy || session.is_old(now)) && self.opening.is_none();
             return Checkout::Ready { lease, open_more: more.then(|| self.start_opening().0) };
         }
         match &self.opening {
@@ -148,7 +186,23 @@ impl Sessions {
     /// The attempt to open one has ended.
     pub(crate) fn opened(&mut self, session: Option<Arc<Session>>) {
         self.opening = None;
+        if session.is_some() {
+            let now = Instant::now();
+            self.live.retain(|session| !session.is_old(now));
+        }
         self.live.extend(session);
+    }
+
+    /// Retires every session, unless that happened less than `pause` ago or is still under way.
+    pub(crate) fn turn(&mut self, now: Instant, pause: Duration) -> bool {
+        let due = now.saturating_duration_since(self.turned) >= pause
+            && self.opening.is_none()
+            && !self.live.iter().any(|session| session.is_old(now));
+        if due {
+            self.turned = now;
+            self.live.iter().for_each(|session| session.retired.store(true, Ordering::Relaxed));
+        }
+        due
     }
 
     /// Lets sessions go that nobody used since the last call.

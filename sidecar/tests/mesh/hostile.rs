@@ -114,3 +114,71 @@ async fn a_malformed_body_is_the_callers_fault_and_the_endpoint_stays() {
     assert!(!metrics.contains("ejections_total{"), "{metrics}");
     assert_eq!(client::get(shop.client.proxy(), &format!("http://{host}/")).await.status, StatusCode::OK);
 }
+
+/// What is inside of another message's body must never become a message to the application.
+#[tokio::test]
+async fn ambiguous_messages_smuggle_nothing() {
+    let shop = shop().await;
+    let host = host("cart");
+    let smuggled = format!("GET /smuggled HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let length = smuggled.len();
+    let cases = [
+        ("two lengths", format!("content-length: 0\r\ncontent-length: {length}\r\n\r\n{smuggled}")),
+        ("a list of lengths", format!("content-length: 0, {length}\r\n\r\n{smuggled}")),
+        ("a signed length", format!("content-length: +{length}\r\n\r\n{smuggled}")),
+        (
+            "a length and an unknown coding",
+            format!("content-length: 4\r\ntransfer-encoding: xchunked\r\n\r\n{smuggled}"),
+        ),
+        ("chunked not last", format!("transfer-encoding: chunked, identity\r\n\r\n{smuggled}")),
+        ("a name with a space", format!("transfer-encoding : chunked\r\ncontent-length: 0\r\n\r\n{smuggled}")),
+        ("a folded field", format!("x: y\r\n transfer-encoding: chunked\r\ncontent-length: 0\r\n\r\n{smuggled}")),
+        ("a bare carriage return", format!("x: y\rtransfer-encoding: chunked\r\n\r\n{smuggled}")),
+        ("a zero byte", format!("x: \0\r\ncontent-length: 0\r\n\r\n{smuggled}")),
+        (
+            "a chunk that is too large to be one",
+            format!("transfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\n{smuggled}"),
+        ),
+        ("a chunk of negative length", format!("transfer-encoding: chunked\r\n\r\n-1\r\n{smuggled}")),
+    ];
+    for (what, rest_of_head) in cases {
+        let request = format!("POST http://{host}/first HTTP/1.1\r\nhost: {host}\r\n{rest_of_head}");
+        let before = shop.application.requests();
+        let answer = shop.raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{what}: {answer:?}");
+        assert!(!answer.contains("/smuggled"), "{what}: {answer}");
+        assert!(shop.application.requests() <= before + 1, "{what}");
+    }
+    // Chunked and a length together: the length is not believed (RFC 9112, section 6.3), and the other side is told neither.
+    let both = format!(
+        "POST http://{host}/first HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
+         content-length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n{smuggled}"
+    );
+    let answer = shop.raw(both.as_bytes()).await;
+    assert!(!answer.contains("/smuggled"), "{answer}");
+    if answer.starts_with("HTTP/1.1 200 ") {
+        assert!(answer.ends_with("cart-1 POST /first abc") && !answer.contains("echo-content-length: 3"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn more_requests_than_a_sidecar_takes_are_shed_at_once() {
+    let east = Cluster::start("east").await;
+    let application = Application::http1("cart-1").await;
+    let server = east.pod("cart-1", "cart", &[(HTTP, application.port())]).await;
+    east.imports(&[HTTP], vec![east.local(vec![east.endpoint(&server)], &[HTTP])]);
+    east.workload("frontend-1", "frontend", &[]);
+    let mut config = east.config("frontend-1", "frontend");
+    config.outbound.max_requests = 2;
+    let client = east.pod_with(config, "frontend").await;
+    crate::cluster::ready(&client.process).await;
+    let uri = format!("http://{}/slow", host("cart"));
+    let (proxy, uri) = (client.proxy(), uri.as_str());
+    let answers = futures_util::future::join_all((0..6).map(|_| client::get(proxy, uri))).await;
+    let shed: Vec<_> = answers.iter().filter(|answer| answer.status == StatusCode::SERVICE_UNAVAILABLE).collect();
+    assert_eq!(shed.len(), 4, "{answers:?}");
+    for answer in shed {
+        assert_eq!((answer.header("isthmus-error"), answer.header("retry-after")), ("overloaded", "1"));
+    }
+    assert_eq!(client::get(proxy, uri).await.status, StatusCode::OK, "there is room again");
+}

@@ -11,6 +11,7 @@ use http_body_util::Full;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_tls::{ExpectedPeer, Identity, TrustStore, handshake};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -158,4 +159,77 @@ async fn a_draining_sidecar_sends_newcomers_away_and_lets_sessions_finish() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(peer.verdict(pod.mesh(), &sni(80, ""), b"isthmus-h2").await, Code::Draining);
+}
+
+#[tokio::test]
+async fn requests_that_are_begun_and_reset_at_once_end_their_own_session_only() {
+    let east = Cluster::start("east").await;
+    let application = Application::http1("cart-1").await;
+    let server = east.pod("cart-1", "cart", &[(HTTP, application.port())]).await;
+    let (attacker, honest) = (Peer::of(&east, "mallory"), Peer::of(&east, "frontend"));
+    let uri = format!("http://{}/", host("cart"));
+    let (stream, _) = honest.dial(server.mesh(), &sni(80, ""), b"isthmus-h2").await.unwrap();
+    let mut calls = session(stream).await;
+    let (stream, _) = attacker.dial(server.mesh(), &sni(80, ""), b"isthmus-h2").await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let ended = tokio::spawn(connection);
+    let mut begun = 0;
+    // Nobody needs a hundred thousand requests that he does not want.
+    while begun < 100_000 {
+        sender = match sender.ready().await {
+            Ok(sender) => sender,
+            Err(_) => break,
+        };
+        let request = http::Request::post(&uri).body(()).unwrap();
+        match sender.send_request(request, false) {
+            Ok((_, mut body)) => body.send_reset(h2::Reason::CANCEL),
+            Err(_) => break,
+        }
+        begun += 1;
+        if begun % 16 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(begun < 100_000, "the session went on");
+    let error = tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap().unwrap_err();
+    // Its word may be lost when the attacker goes on writing into the closed connection.
+    assert!(error.is_io() || error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM), "{error}");
+    let answer = calls.send_request(request(Method::GET, &uri, "", &[])).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
+/// An HTTP/2 frame: length, type, flags, stream.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test]
+async fn header_blocks_without_end_are_cut_off() {
+    const HEADERS: u8 = 1;
+    const CONTINUATION: u8 = 9;
+    let east = Cluster::start("east").await;
+    let application = Application::http1("cart-1").await;
+    let server = east.pod("cart-1", "cart", &[(HTTP, application.port())]).await;
+    let attacker = Peer::of(&east, "mallory");
+    let (mut stream, _) = attacker.dial(server.mesh(), &sni(80, ""), b"isthmus-h2").await.unwrap();
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+    stream.write_all(&preface).await.unwrap();
+    // A literal field without indexing, name and value one byte each, many times over.
+    let fields = [0x00, 0x01, b'x', 0x01, b'y'].repeat(1000);
+    stream.write_all(&frame(HEADERS, 0, 1, &fields)).await.unwrap();
+    let flooding = async {
+        let mut sent = 0_usize;
+        while sent < 64 * 1024 * 1024 {
+            if stream.write_all(&frame(CONTINUATION, 0, 1, &fields)).await.is_err() {
+                return sent;
+            }
+            sent += fields.len();
+        }
+        sent
+    };
+    let sent = tokio::time::timeout(PATIENCE, flooding).await.unwrap();
+    assert!(sent < 16 * 1024 * 1024, "{sent} bytes were taken");
+    assert_eq!(application.requests(), 0);
+    assert!(server.process.readiness().is_ready());
 }

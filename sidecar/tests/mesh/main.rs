@@ -16,5 +16,6 @@ mod inbound;
 mod namespace;
 mod policy;
 mod servers;
+mod spread;
 mod tunnels;
 mod upgrades;

@@ -6,6 +6,8 @@ use balance::{
     EjectionCause, EndpointId, MAX_ENDPOINTS_PER_GROUP, Outcome, PickContext, Plan, Reason, Settings, Unavailable,
 };
 
+use rand::{RngExt, SeedableRng};
+
 use crate::{Bench, cluster, zone};
 
 fn close(shares: &[f64], expected: &[f64]) -> bool {
@@ -450,4 +452,47 @@ fn paths_that_lead_to_one_endpoint_share_its_load() {
     assert!(close(&[share(10) + share(11) + share(12), share(13)], &[0.5, 0.5]), "{counts:?}");
     let redundant: Vec<u32> = (10..14).filter(|path| bench.balancer.is_redundant(path)).collect();
     assert_eq!(redundant, [11, 12], "one stays, and there is a third endpoint to be found");
+}
+
+/// Sends requests, four under way at a time, and counts which endpoint answered.
+fn send(bench: &mut Bench, leads: &HashMap<u32, u32>, requests: usize) -> [u32; 10] {
+    let (mut counts, mut under_way) = ([0; 10], std::collections::VecDeque::new());
+    for _ in 0..requests {
+        let path = bench.pick(&[]).unwrap().member;
+        bench.balancer.started(&path);
+        under_way.push_back(path);
+        if under_way.len() == 4 {
+            let path = under_way.pop_front().unwrap();
+            let latency = Duration::from_micros(bench.rng.random_range(1_400..2_600));
+            let endpoint = EndpointId::new(&format!("endpoint-{}", leads[&path])).unwrap();
+            bench.wait(latency / 4);
+            bench.balancer.finished(&path, Outcome::Success, Some(&endpoint), latency, bench.now);
+            counts[leads[&path] as usize] += 1;
+        }
+    }
+    for path in under_way {
+        bench.balancer.finished(&path, Outcome::Abandoned, None, Duration::ZERO, bench.now);
+    }
+    counts
+}
+
+#[test]
+fn load_is_even_over_ten_endpoints_behind_slots_that_lead_anywhere() {
+    for seed in 0..20 {
+        let paths: Vec<u32> = (10..30).collect();
+        let mut bench = Bench::new(vec![cluster(0, "west", 10, &paths)]);
+        bench.rng = rand::rngs::Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut leads: HashMap<u32, u32> = paths.iter().map(|&path| (path, bench.rng.random_range(0..10))).collect();
+        // What shares its endpoint while others have none is led elsewhere, now and then.
+        for _ in 0..60 {
+            send(&mut bench, &leads, 200);
+            for &path in &paths {
+                if bench.balancer.is_redundant(&path) && bench.rng.random_bool(0.5) {
+                    leads.insert(path, bench.rng.random_range(0..10));
+                }
+            }
+        }
+        let counts = send(&mut bench, &leads, 20_000);
+        assert!(counts.iter().all(|count| (1_700..=2_300).contains(count)), "seed {seed}: {counts:?}");
+    }
 }
