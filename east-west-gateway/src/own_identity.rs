@@ -22,6 +22,7 @@ use mesh_tls::{ExpectedPeer, Identity, IdentityError, TrustStore, client_config,
 use rand::RngExt;
 use rustls_pki_types::CertificateDer;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
+use tokio::sync::Notify;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
@@ -70,6 +71,7 @@ pub(crate) struct OwnIdentity {
     trust: TrustStore,
     control_plane: ExpectedPeer,
     failures: AtomicU64,
+    root_gone: Notify,
 }
 
 impl OwnIdentity {
@@ -87,6 +89,7 @@ impl OwnIdentity {
             trust,
             control_plane: expected,
             failures: AtomicU64::new(0),
+            root_gone: Notify::new(),
         };
         own.load();
         if let Err(error) = own.pin() {
@@ -131,9 +134,18 @@ impl OwnIdentity {
 
     /// [`Self::pin`], and announced roots beside the pinned ones.
     pub(crate) fn announced(&self, roots: Vec<CertificateDer<'static>>) {
+        let known = self.roots();
         if let Err(error) = self.believe(roots) {
             warn!(%error, "the announced roots are not used");
         }
+        let left = self.roots();
+        if known.iter().any(|root| !left.contains(root)) {
+            self.root_gone.notify_one();
+        }
+    }
+
+    fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.trust.bundle(&self.trust_domain).map(|bundle| bundle.x509_authorities).unwrap_or_default()
     }
 
     fn believe(&self, announced: Vec<CertificateDer<'static>>) -> Result<(), RequestError> {
@@ -141,7 +153,7 @@ impl OwnIdentity {
         let wrong = |reason: String| RequestError::Roots { path: path.clone(), reason };
         let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
         let mut roots = pem::certificates_from_pem(&text).map_err(|error| wrong(error.to_string()))?;
-        let known = self.trust.bundle(&self.trust_domain).map(|bundle| bundle.x509_authorities).unwrap_or_default();
+        let known = self.roots();
         let announced = if announced.is_empty() { known.clone() } else { announced };
         for root in announced {
             if !roots.contains(&root) {
@@ -178,7 +190,11 @@ impl OwnIdentity {
             std::fs::metadata(&self.file).and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         let mut retry = FIRST_RETRY;
         loop {
-            tokio::time::sleep(self.until_renewal(issued)).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.until_renewal(issued)) => {}
+                // What hangs on it is of no use any more.
+                () = self.root_gone.notified() => info!("a root of the cluster is gone: renewing at once"),
+            }
             match self.request().await {
                 Ok(()) => {
                     issued = SystemTime::now();

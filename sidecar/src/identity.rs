@@ -20,6 +20,7 @@ use mesh_tls::{ExpectedPeer, Identity, TrustStore};
 use rand::RngExt;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
+use tokio::sync::Notify;
 use tonic::Code;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -32,6 +33,8 @@ use crate::workload_api::Standing;
 /// First wait after a failed attempt; doubled with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 
+/// When a root is gone, renewals are spread over this time.
+const ROOT_GONE_SPREAD: Duration = Duration::from_secs(1);
 /// Longest wait between attempts.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -75,6 +78,7 @@ pub(crate) struct Pins {
     trust_domain: TrustDomain,
     file: Arc<Path>,
     roots: Arc<Mutex<PinnedRoots>>,
+    root_gone: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -85,14 +89,32 @@ struct PinnedRoots {
 
 impl Pins {
     pub(crate) fn new(trust_domain: TrustDomain, file: &Path) -> Self {
-        Self { trust: TrustStore::new(), trust_domain, file: file.into(), roots: Arc::default() }
+        Self {
+            trust: TrustStore::new(),
+            trust_domain,
+            file: file.into(),
+            roots: Arc::default(),
+            root_gone: Arc::default(),
+        }
     }
 
     /// Takes the cluster's bundle in; those of other trust domains mean nothing here.
     pub(crate) fn bundle(&self, bundle: &Bundle) {
         if bundle.trust_domain == self.trust_domain {
-            self.update(|roots| roots.bundle.clone_from(&bundle.x509_authorities));
+            self.update(|roots| {
+                if roots.bundle.iter().any(|root| !bundle.x509_authorities.contains(root)) {
+                    self.root_gone.notify_one();
+                }
+                roots.bundle.clone_from(&bundle.x509_authorities);
+            });
         }
+    }
+
+    /// A root of the cluster's bundle is believed no longer: what hangs on it is of no use any more.
+    async fn root_gone(&self) {
+        self.root_gone.notified().await;
+        let spread = ROOT_GONE_SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
+        tokio::time::sleep(spread).await;
     }
 
     /// Reads the pin file again: it may have been replaced. The roots that are known stay if it cannot be read.
@@ -205,7 +227,10 @@ impl Issuing {
         loop {
             let due = self.due();
             let rest = due.duration_since(SystemTime::now()).unwrap_or_default();
-            tokio::time::sleep(rest).await;
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = self.pins.root_gone() => info!("a root of the cluster is gone: renewing at once"),
+            }
             match Box::pin(self.renew()).await {
                 Ok(()) => {
                     self.standing.answered(false);
@@ -242,11 +267,12 @@ impl Issuing {
         let by_svid = if valid { Some(issue_svid(self.channel(), csr.clone(), None).await) } else { None };
         let issued = match by_svid {
             Some(Ok(issued)) => issued,
-            Some(Err(status)) if !matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
-                return Err(IdentityError::Refused(Box::new(status)));
-            }
-            // No SVID, or one that is not believed any more: the token is the proof.
-            _ => {
+            // No SVID, or one that is not believed any more, which a server says by cutting the connection: the token is
+            // the proof.
+            refused => {
+                if let Some(Err(status)) = refused {
+                    warn!(%status, "renewal by the SVID failed, trying the token");
+                }
                 let token = self.token()?;
                 issue_svid(self.channel_without_svid(), csr, Some(token))
                     .await

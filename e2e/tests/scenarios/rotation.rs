@@ -16,6 +16,9 @@ const QUICK: &str = "svidLifetime: 8s\nrotation: {refreshHint: 1s, skew: 1s}\n";
 /// How long a rotation of a root may take with these: three hints, the longest life, the skew, and acknowledgements.
 const ROTATION: Duration = Duration::from_secs(60);
 
+/// After an emergency everybody has another identity within this time.
+const RECOVERY: Duration = Duration::from_secs(20);
+
 async fn phase(operator: &Operator, key: &str) -> anyhow::Result<String> {
     let status: Value = operator.json(&["rotate", "status"]).await?;
     let rotations = status["rotations"].as_array().cloned().unwrap_or_default();
@@ -32,6 +35,22 @@ async fn until_idle(operator: &Operator, key: &str) {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emergency_leaves_nobody_without_an_identity() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let directory = tempfile::tempdir().unwrap();
+    // With SVIDs that live a day: none would be renewed for half of it.
+    let mut ticking = TickingLab::start(directory.path(), 2, "").await.unwrap();
+    let east = ticking.lab.cluster("east").unwrap().operator();
+    ticking.until_stream("east", "west").await.unwrap();
+    east.isthmus(&["rotate", "root", "--emergency", "--wait", "--timeout", "30s"]).await.unwrap();
+    for (from, to) in [("east", "west"), ("west", "east")] {
+        ticking.until_stream(from, to).await.unwrap();
+    }
+    wait::until("all is well again", RECOVERY, || async { east.isthmus(&["status"]).await }).await.unwrap();
+    ticking.lab.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
