@@ -12,7 +12,7 @@
 //!                    └─────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Beside it, [`workload_api`] hands the workload's SVID and everybody's roots to other programs of the workload.
+//! Beside it, `workload_api` hands the workload's SVID and everybody's roots to other programs of the workload.
 //!
 //! # What always holds
 //!
@@ -22,7 +22,10 @@
 //! 3. A request that no application has seen is tried elsewhere whatever its method; one that may have been acted upon,
 //!    only when repeating it is harmless, and within a budget.
 //! 4. With every control plane dead, sessions, new ones included, go on from the last state, also after a restart.
-//! 5. No lock is held across an await; every task belongs to the sidecar and ends with it.
+//! 5. The application never notices: what is captured is told apart by its original destination, a server that speaks first is
+//!    heard on ports that declare nothing, and what is not of the clusterset is never captured ([`capture`]).
+//! 6. Overload is shed early: requests, connections, queries and sessions are bounded, and one too many is told so.
+//! 7. No lock is held across an await; every task belongs to the sidecar and ends with it.
 //! 6. A caller is let in by an export, if it is of the federation, or by an `AccessPolicy` where one names the port; by its
 //!    certificate, never by what it says of itself.
 
