@@ -11,8 +11,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use federation_api::trust::v1::StoredAuthority;
-use mesh_tls::{Identity, TrustStore};
-use rustls_pki_types::CertificateDer;
+use mesh_tls::{Identity, Purpose, TrustStore};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 use svid_issuer::{Authority, OpenError};
 use tracing::{error, info, warn};
@@ -118,8 +118,12 @@ impl PlaneAuthority {
         }
         let roots = named(&self.current(), stored);
         self.believe(roots.clone());
-        // What the root before has signed ends with the rotation, the service's own certificate too.
-        if let Err(error) = self.renew() {
+        // The own certificate stays as long as those who know the published roots believe it: whoever has not heard of a
+        // new root yet, an operator or a joiner with an older token, finds the service until the old one is retired.
+        let chain = self.0.identity.chain();
+        if self.0.trust.verify(&chain, Purpose::Server, UnixTime::now()).is_err()
+            && let Err(error) = self.renew()
+        {
             warn!(error = format!("{error:#}"), "own certificate not renewed, the valid one stays");
         }
         Ok(roots.iter().map(|root| root.to_vec()).collect())

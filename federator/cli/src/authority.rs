@@ -1,16 +1,22 @@
 //! `isthmus authority`: the federation's own certificate authority, and its rotation.
 
+use std::time::{Duration, Instant};
+
 use federation_api::client::trust::operations::rotate_authority;
 use federation_api::trust::v1::RotateAuthorityResponse;
 use federation_api::trust::v1::rotate_authority_request::Step;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::time::sleep;
 
 use crate::arguments::{AtService, AuthorityCommand};
 use crate::failure::Failure;
 use crate::operator::OperatorDirectory;
 use crate::output::{Output, note, print};
 use crate::time::{at_millisecond, to_the_second};
+
+/// How long to wait until the next root is published.
+const PUBLICATION: Duration = Duration::from_secs(3);
 
 /// `-o json`
 #[derive(Debug, Serialize)]
@@ -45,6 +51,9 @@ pub(crate) async fn authority(command: &AuthorityCommand, output: &Output) -> Re
         if !(*step == Step::Begin && steps.len() > 1 && state.phase != "idle") {
             state = ask(*step).await?;
         }
+        if state.phase == "preparing" {
+            learn_both(&directory).await?;
+        }
     }
     // The new root signs, and what the old one signed ends soon: the operator's own certificate first of all.
     if matches!(state.phase.as_str(), "draining" | "retiring") {
@@ -52,6 +61,20 @@ pub(crate) async fn authority(command: &AuthorityCommand, output: &Output) -> Re
         note("the operator's certificate and the federation's roots are renewed");
     }
     show(state, output)
+}
+
+/// The next root is published within moments. An operator who does not know it is cut off when it signs.
+async fn learn_both(directory: &OperatorDirectory) -> Result<(), Failure> {
+    let deadline = Instant::now() + PUBLICATION;
+    while directory.renew().await? < 2 {
+        if Instant::now() >= deadline {
+            note("warning: the next root is not published yet: run `isthmus authority status` again before it signs");
+            return Ok(());
+        }
+        sleep(PUBLICATION / 6).await;
+    }
+    note("the federation's next root is known here; other operators' directories need `isthmus authority renew`");
+    Ok(())
 }
 
 fn show(state: RotateAuthorityResponse, output: &Output) -> Result<(), Failure> {

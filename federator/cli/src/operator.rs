@@ -119,8 +119,8 @@ impl OperatorDirectory {
         }
     }
 
-    /// A new certificate for this operator, and the roots that the federation has now.
-    pub(crate) async fn renew(&self) -> Result<(), Failure> {
+    /// A new certificate for this operator, and the roots that the federation has now; returns how many they are.
+    pub(crate) async fn renew(&self) -> Result<usize, Failure> {
         let made = new_key_and_csr().map_err(|error| unusable(&self.join("operator.key"), &error));
         let (key, csr) = made?;
         let renewed = renew(self.channel()?, csr).await.map_err(|status| self.failed(status))?;
@@ -133,7 +133,8 @@ impl OperatorDirectory {
             self.write("federation-root.crt", pem::certificates_to_pem(&roots), 0o644)?;
         }
         self.write("operator.key", pem::private_key_to_pem(&key), 0o600)?;
-        self.write("operator.crt", pem::certificates_to_pem(&chain), 0o644)
+        self.write("operator.crt", pem::certificates_to_pem(&chain), 0o644)?;
+        Ok(roots.len())
     }
 
     /// Replaces a file, whole or not at all.
