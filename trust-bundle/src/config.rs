@@ -9,6 +9,8 @@ use mesh_runtime::{Configuration, RuntimeConfig};
 use serde::Deserialize;
 use spiffe_identity::{HINTS_BEFORE_USE, Pace};
 
+use crate::endpoint::EndpointConfig;
+
 /// `trust-bundle --config FILE`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -24,6 +26,9 @@ pub struct Config {
     /// Where the state is kept: `embedded: {file}`, or `etcd: {endpoints, caFile, certificateFile, keyFile, prefix}`, which
     /// replicas share.
     pub store: StoreConfig,
+    /// Where members' bundles are served to software outside the federation; absent: nowhere.
+    #[serde(default)]
+    pub bundle_endpoint: Option<EndpointConfig>,
     /// How long the certificates of the federation plane live; they are renewed at half of it.
     #[serde(default = "default_certificate_lifetime", with = "mesh_runtime::duration")]
     pub certificate_lifetime: Duration,

@@ -14,7 +14,8 @@
 //! - [`verify`] judges every record, sent or stored; [`membership`] decides joins, bundles, departures and deny-lists,
 //!   [`tokens`] knows the tokens; [`state`] is what watchers are told, [`watchers`] how far they are, at whichever replica;
 //!   [`authority`] is the federation's own certificate authority, [`rotation`] replaces its root;
-//!   [`standing`] says who was shut out; [`audit`] records who did what; [`rpc`] serves it all as `trust.v1`.
+//!   [`standing`] says who was shut out; [`audit`] records who did what; [`rpc`] serves it all as `trust.v1`;
+//!   [`endpoint`] serves the bundles to software outside the federation.
 //!
 //! Invariants:
 //! - The service holds no key that can mint a membership or a workload's identity: the membership root's secret half never
@@ -32,6 +33,7 @@
 pub mod audit;
 pub mod authority;
 pub mod config;
+pub mod endpoint;
 pub mod init;
 pub mod membership;
 pub mod metrics;

@@ -20,6 +20,7 @@ use tracing::info;
 use crate::audit::AuditLog;
 use crate::authority::PlaneAuthority;
 use crate::config::Config;
+use crate::endpoint::{self, Bound};
 use crate::init::FederationFile;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
@@ -36,10 +37,13 @@ use crate::watchers::{Watcher, Watchers, share};
 /// Whatever keeps the service from starting, naming the file or the address; a store that cannot go on.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let first_state = process.readiness().require("the store's state");
-    let plane = Plane::read(&config.service_directory)?;
+    let mut plane = Plane::read(&config.service_directory)?;
     let store = config.store.clone().open().await?;
     process.register(|registry| store.register_metrics(registry));
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {}", config.listen))?;
+    if let Some(endpoint) = &config.bundle_endpoint {
+        plane.endpoint = Some(Bound::open(endpoint).await?);
+    }
     let limits = AcceptLimits { handshakes: config.pending_handshakes, ..AcceptLimits::default() };
     let settings = Settings { certificate_lifetime: config.certificate_lifetime, limits, pace: config.pace() };
     serve(plane, settings, store.clone(), listener, process, first_state).await?;
@@ -53,6 +57,7 @@ pub struct Plane {
     authority: PathBuf,
     trust_domain: TrustDomain,
     verifier: Verifier,
+    endpoint: Option<Bound>,
 }
 
 /// How the service is to work, apart from its files and addresses.
@@ -80,7 +85,7 @@ impl Plane {
         let root = PublicKey::from_pem(&text).with_context(|| path.display().to_string())?;
         let trust_domain: TrustDomain = file.federation.as_str().parse()?;
         let authority = directory.join("authority");
-        Ok(Self { authority, trust_domain, verifier: Verifier::new(file.federation, root) })
+        Ok(Self { authority, trust_domain, verifier: Verifier::new(file.federation, root), endpoint: None })
     }
 }
 
@@ -96,7 +101,7 @@ pub async fn serve<S: Store>(
     process: Process,
     first_state: ReadinessGuard,
 ) -> anyhow::Result<()> {
-    let Plane { authority, trust_domain, verifier } = plane;
+    let Plane { authority, trust_domain, verifier, endpoint } = plane;
     let Settings { certificate_lifetime, limits, pace } = settings;
     let authority = PlaneAuthority::open(&authority, &trust_domain, certificate_lifetime)?;
     let metrics = Metrics::default();
@@ -108,6 +113,7 @@ pub async fn serve<S: Store>(
     let (published, state) = watch::channel(Arc::new(state));
 
     let tls = server_config(authority.identity(), authority.trust(), ClientAuth::Optional, &[rpc::ALPN]);
+    let bundles = Box::pin(serve_bundles(endpoint, trust_domain.clone(), &authority, state.clone(), &process));
     process.add_debug_routes(debug_routes(state.clone(), watchers.clone()));
     let audit = AuditLog::new(store.clone());
     let driver = Driver {
@@ -145,12 +151,27 @@ pub async fn serve<S: Store>(
     let outcome = tokio::select! {
         served = server => served.context("trust.v1"),
         followed = Box::pin(followed) => followed.context("store"),
+        served = bundles => served.context("bundleEndpoint"),
         () = authority.keep_renewed() => Ok(()),
         () = Box::pin(driver.run()) => Ok(()),
         () = Box::pin(share(watchers.clone(), store.clone())) => Ok(()),
     };
     watchers.withdraw(&store).await;
     outcome
+}
+
+/// The bundle endpoint, if there is to be one; ends only with an error.
+async fn serve_bundles(
+    endpoint: Option<Bound>,
+    federation: TrustDomain,
+    authority: &PlaneAuthority,
+    state: watch::Receiver<Arc<TrustState>>,
+    process: &Process,
+) -> anyhow::Result<()> {
+    let Some(bound) = endpoint else { return std::future::pending().await };
+    let metrics = endpoint::Metrics::default();
+    process.register(|registry| metrics.register(registry));
+    endpoint::run(bound, state, authority.trust().clone(), federation, authority.identity().clone(), metrics).await
 }
 
 /// `/debug/trust`: what is known, and how far each watcher has come.

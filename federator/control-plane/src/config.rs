@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::foreign_bundles::{self, ForeignTrustDomain};
 use federation::{ClusterName, FederationDomain};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_runtime::{Configuration, RuntimeConfig};
@@ -56,6 +57,9 @@ pub struct Config {
     /// How its keys are replaced.
     #[serde(default)]
     pub rotation: RotationConfig,
+    /// Trust domains outside the federation whose peers proxies are to know.
+    #[serde(default)]
+    pub foreign_trust_domains: Vec<ForeignTrustDomain>,
     /// How long a workload's certificate lives; it is renewed at half of it.
     #[serde(default = "default_svid_lifetime", with = "mesh_runtime::duration")]
     pub svid_lifetime: Duration,
@@ -233,6 +237,7 @@ impl Configuration for Config {
             check(within(manifests, imports), "manifestsDirectory: must not lie within importsDirectory");
             check(within(&self.state_directory, manifests), "stateDirectory: must not lie within manifestsDirectory");
         }
+        problems.extend(foreign_bundles::problems(&self.foreign_trust_domains, &self.federation));
         problems
     }
 }

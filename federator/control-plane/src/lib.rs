@@ -32,6 +32,7 @@ pub mod conditions;
 pub mod config;
 pub mod discovery;
 pub mod driver;
+pub mod foreign_bundles;
 pub mod import_files;
 pub mod kubernetes;
 pub mod local;

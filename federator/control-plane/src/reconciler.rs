@@ -87,6 +87,8 @@ pub enum Input {
     Leave,
     /// The membership has ended, by the cluster's own word.
     Left,
+    /// The bundles of trust domains outside the federation, all of them.
+    ForeignBundles(Vec<Bundle>),
     /// The cluster's own roots, the next or the last one among them while one is replaced.
     OwnRoots(Vec<CertificateDer<'static>>),
 }
@@ -186,6 +188,7 @@ pub struct Reconciler {
     gateways: Vec<Gateway>,
     egress_gateways: Vec<Gateway>,
     peers: Peers,
+    foreign: Vec<Bundle>,
     round_trips: BTreeMap<ClusterName, Duration>,
     publications: Option<Publications>,
     /// What the cluster may claim: its own view of its exports is the one that others have.
@@ -241,6 +244,7 @@ impl Reconciler {
             gateways: restored.gateways,
             egress_gateways: restored.egress_gateways,
             peers,
+            foreign: Vec::new(),
             round_trips: BTreeMap::new(),
             publications: None,
             delegation: None,
@@ -300,6 +304,10 @@ impl Reconciler {
             }
             Input::Session(input) => self.take_session(input, now),
             Input::RoundTrips(times) => self.take_round_trips(times),
+            Input::ForeignBundles(bundles) => {
+                self.foreign = bundles;
+                self.dirty.snapshot = true;
+            }
             Input::OwnRoots(roots) => self.take_own_roots(roots, now),
             Input::PublishKeys(joined) => {
                 if let Some(publications) = &mut self.publications {

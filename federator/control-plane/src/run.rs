@@ -20,6 +20,7 @@ use crate::authority::{self, OwnAuthority};
 use crate::config::{Config, Origin, RotationConfig};
 use crate::discovery::DiscoveryService;
 use crate::driver::{Driver, INPUTS};
+use crate::foreign_bundles::{self, ForeignBundles};
 use crate::import_files::{self, ImportFiles};
 use crate::kubernetes::{Election, Reviewer, Term, Writer, connect};
 use crate::membership::Membership;
@@ -48,6 +49,8 @@ struct Parts {
     listener: TcpListener,
     names: NameSockets,
     socket: AdminSocket,
+    foreign: ForeignBundles,
+    foreign_metrics: foreign_bundles::Metrics,
 }
 
 /// Runs a control-plane until its process drains.
@@ -118,7 +121,11 @@ async fn open(config: Config) -> anyhow::Result<Parts> {
             }
             _ => None,
         };
+        let foreign_metrics = foreign_bundles::Metrics::default();
+        let foreign = ForeignBundles::open(&config.foreign_trust_domains, state.clone(), foreign_metrics.clone())?;
         Ok::<_, anyhow::Error>(Parts {
+            foreign,
+            foreign_metrics,
             tokens: Arc::new(TokenKey::open_or_create(&state, trust_domain.as_str())?),
             membership: Membership::load(&state, &config.federation)?,
             restored: Restored::read(&state)?,
@@ -143,11 +150,25 @@ fn start(
     process: &Process,
     tasks: &mut Tasks,
 ) -> anyhow::Result<watch::Receiver<Arc<Snapshot>>> {
-    let Parts { config, state, authority, tokens, membership, restored, imports, listener, names, socket } = parts;
+    let Parts {
+        config,
+        state,
+        authority,
+        tokens,
+        membership,
+        restored,
+        imports,
+        listener,
+        names,
+        socket,
+        foreign,
+        foreign_metrics,
+    } = parts;
     let bundle = own_bundle(&config, &authority, &restored);
     let trust = TrustStore::new();
     trust.insert(bundle.clone());
     let (inputs, received) = mpsc::channel(INPUTS);
+    let foreign_inputs = inputs.clone();
     let own = OwnAuthority::new(Arc::clone(&authority), config.svid_lifetime, state.clone(), inputs.clone())?;
     let identity = own.identity().clone();
     let (sender, snapshots) = watch::channel(Arc::<Snapshot>::default());
@@ -190,6 +211,8 @@ fn start(
         inputs,
         measurements: measurements.clone(),
     };
+    process.register(|registry| foreign_metrics.register(registry));
+    spawn(tasks, "foreign bundles", foreign.run(foreign_inputs));
     spawn(tasks, "the prober", prober.run());
     spawn(tasks, "the authority's upkeep", own.clone().keep());
 

@@ -188,7 +188,7 @@ impl Reconciler {
     fn snapshot(&mut self) -> Arc<Snapshot> {
         let trust = self.peers.trust();
         let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster).map(|(_, bundle)| bundle);
-        let bundles = std::iter::once(&self.facts.bundle).chain(others);
+        let bundles = std::iter::once(&self.facts.bundle).chain(others).chain(&self.foreign);
         let by_vip: HashMap<_, _> =
             self.views.iter().flat_map(|(id, view)| view.vips.iter().map(|address| (*address, id.clone()))).collect();
         if by_vip != *self.by_vip {
