@@ -194,7 +194,14 @@ impl<'s> Commit<'s> {
                 Fault::NotDone(_) => {}
                 Fault::Unknown(source) if late || !self.may_repeat() => return Err(StoreError::OutcomeUnknown(source)),
                 Fault::Unknown(source) => self.unclear = Some(source),
-                Fault::NoSpace(source) => return self.no_space(source).await,
+                Fault::NoSpace(source) => match self.no_space(source).await {
+                    // Without the mark it needs no space, and what it deletes is what it expects.
+                    Err(StoreError::NoSpace(_)) if self.held.is_some() && self.only_deletes() => {
+                        self.held = None;
+                        continue;
+                    }
+                    outcome => return outcome,
+                },
                 fault => return Err(fault.into_store_error(self.lease(), 0)),
             }
             sleep(PAUSE).await;
@@ -276,7 +283,7 @@ impl<'s> Commit<'s> {
     }
 
     /// etcd says this also to the transaction that met the limit, which it applied.
-    async fn no_space(self, source: Source) -> Result<Committed, StoreError> {
+    async fn no_space(&self, source: Source) -> Result<Committed, StoreError> {
         let Some(held) = &self.held else { return Err(StoreError::NoSpace(source)) };
         let slot = self.keys.commit_slot(held.slot.number);
         let read = self.members.repeat("get", |mut client| {
@@ -308,6 +315,10 @@ impl<'s> Commit<'s> {
         self.held.is_some()
             || self.transaction.operations.is_empty()
             || operations.any(|operation| expected(operation.key()))
+    }
+
+    fn only_deletes(&self) -> bool {
+        self.transaction.operations.iter().all(|operation| matches!(operation, Operation::Delete { .. }))
     }
 
     fn move_slot(&mut self, modified: Revision) {
