@@ -100,7 +100,8 @@ impl Report {
         let added = |peer| Some(self.median(peer, figure)? - direct);
         let rivals = self.0.keys().copied().filter(|peer| peer.is_rival());
         let best = rivals.filter_map(added).min_by(f64::total_cmp)?;
-        Some(added(Peer::Gateway)? / best)
+        // A machine so busy that a proxy seems to add nothing has measured nothing.
+        (best > 0.0).then_some(added(Peer::Gateway)? / best)
     }
 
     /// The goals, in the order of the table.
