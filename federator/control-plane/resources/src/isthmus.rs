@@ -1,7 +1,7 @@
 //! `isthmus.dev/v1alpha1`: the kinds of our own.
 //!
-//! Each carries a structural schema with CEL rules, which an API server applies; [`validate`] applies the same rules to
-//! objects that come from files.
+//! Each carries a structural schema with CEL rules, which an API server applies; objects that come from files are held to
+//! the same rules.
 
 mod access_policy;
 mod cluster;
@@ -48,7 +48,7 @@ pub(crate) fn validate<T: kube::CustomResourceExt + Serialize>(object: &T) -> Re
     errors.map_or(Ok(()), |errors| Err(FieldError::new("spec", errors)))
 }
 
-/// The bounds of a structural schema that CEL does not look at: `enum`, `pattern`-free strings, numbers, lengths.
+/// The bounds of a structural schema that CEL does not look at: numbers and lengths of lists. Serde has seen to names and enums.
 fn bounds(schema: &Value, value: &Value, path: String) -> Option<FieldError> {
     let wrong = |what: String| Some(FieldError::new(path.trim_start_matches('.'), what));
     match value {
