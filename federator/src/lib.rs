@@ -46,6 +46,8 @@ pub mod quota;
 pub mod registry;
 pub mod replica;
 pub mod rpc;
+#[doc = include_str!("../SCALE.md")]
+pub mod scale {}
 pub mod session;
 pub mod trust;
 
