@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use federation::{ClusterName, Locality, Namespace, ServiceId};
-use federation_resources::pruned::{EndpointSlice, FailoverPolicy, Pod, Service, ServiceExport};
+use federation_resources::pruned::{AccessPolicy, EndpointSlice, FailoverPolicy, Pod, Service, ServiceExport};
 use federation_resources::{Change, DEFAULT_NAMESPACE, Kind, Resource, ResourceKey};
 
 pub use service::{Invalid, LocalEndpoint, LocalService};
@@ -178,6 +178,20 @@ impl LocalIndex {
             .min_by_key(|policy| (policy.service.is_none(), policy.created.is_none(), policy.created, policy.name.clone()))
     }
 
+    /// The access policies of a namespace, by name.
+    fn access_policies(&self, namespace: &Namespace) -> impl Iterator<Item = &AccessPolicy> {
+        let first =
+            ResourceKey { kind: Kind::AccessPolicy, namespace: Some(namespace.clone()), name: String::new() };
+        let same = first.clone();
+        let range = self.objects.range(first..);
+        let policies =
+            range.take_while(move |(key, _)| key.kind == Kind::AccessPolicy && key.namespace == same.namespace);
+        policies.filter_map(|(_, resource)| match resource.as_ref() {
+            Resource::AccessPolicy(policy) => Some(policy),
+            _ => None,
+        })
+    }
+
     fn locality_of_node(&self, name: &str) -> Option<&Locality> {
         let key = ResourceKey { kind: Kind::Node, namespace: None, name: name.to_owned() };
         match self.objects.get(&key)?.as_ref() {
@@ -241,7 +255,10 @@ impl LocalIndex {
 
     fn touch(&mut self, resource: &Resource) {
         match resource {
-            Resource::Namespace(_) | Resource::AccessPolicy(_) => {}
+            Resource::Namespace(_) => {}
+            Resource::AccessPolicy(policy) => {
+                self.touched.namespaces.insert(policy.namespace.clone());
+            }
             Resource::FailoverPolicy(_) => self.touched.failover = true,
             Resource::Service(Service { id, .. }) | Resource::ServiceExport(ServiceExport { id, .. }) => {
                 self.touched.services.insert(id.clone());

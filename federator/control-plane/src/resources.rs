@@ -11,11 +11,12 @@ use aws_lc_rs::digest::{SHA256, digest};
 use federation::merge::Import;
 use federation::{ClusterName, Gateway, ServiceId, ServiceType};
 use federation_api::discovery::v1::{
-    self as wire, Absent, Binding, Cluster, Endpoint, Mesh, Remote, Resource, Route, Service, TrustBundle, Workload,
+    self as wire, Absent, AccessPolicy, AccessRule, Binding, Cluster, Endpoint, Mesh, Remote, Resource, Route, Service, TrustBundle, Workload,
     resource::Resource as Content,
 };
+use federation_api::discovery::v1::access_policy::Action;
 use federation_api::record::v1 as record;
-use federation_resources::pruned;
+use federation_resources::{isthmus, pruned};
 use prost::Message as _;
 use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 
@@ -166,16 +167,45 @@ pub fn trust_bundle(bundle: &Bundle) -> Arc<Resource> {
 
 /// What a sidecar serves.
 #[must_use]
-pub fn workload(namespace: &str, service_account: &str, found: Option<&LocalWorkload>) -> Resource {
+pub fn workload<'a>(
+    namespace: &str,
+    service_account: &str,
+    found: Option<&LocalWorkload>,
+    policies: impl Iterator<Item = &'a pruned::AccessPolicy>,
+) -> Resource {
     let content = Workload {
         endpoint: found.map(|workload| workload.id.clone()).unwrap_or_default(),
         namespace: namespace.to_owned(),
         service_account: service_account.to_owned(),
         locality: found.map(|workload| (&workload.locality).into()),
         bindings: found.into_iter().flat_map(|workload| &workload.bindings).map(binding).collect(),
-        policies: Vec::new(),
+        policies: policies.map(access_policy).collect(),
     };
     resource("workload".to_owned(), Content::Workload(content))
+}
+
+fn access_policy(policy: &pruned::AccessPolicy) -> AccessPolicy {
+    let spec = &policy.spec;
+    let rule = |rule: &isthmus::AccessRule| AccessRule {
+        spiffe_ids: rule.spiffe_ids.clone(),
+        trust_domains: rule.trust_domains.clone(),
+        clusters: rule.clusters.clone(),
+        namespaces: rule.namespaces.clone(),
+        methods: rule.methods.clone(),
+        paths: rule.paths.clone(),
+    };
+    let action = match spec.action {
+        isthmus::AccessAction::Allow => Action::Allow,
+        isthmus::AccessAction::Deny => Action::Deny,
+    };
+    AccessPolicy {
+        name: format!("{}/{}", policy.namespace, policy.name),
+        action: action.into(),
+        dry_run: spec.dry_run,
+        strict: spec.strict,
+        ports: spec.ports.iter().map(|port| u32::from(*port)).collect(),
+        rules: spec.rules.iter().map(rule).collect(),
+    }
 }
 
 fn binding(binding: &crate::local::Binding) -> Binding {

@@ -118,7 +118,8 @@ impl ProxyState {
         let Subject { namespace, service_account, addresses, .. } = &self.subject;
         let workloads = snapshot.workloads.get(namespace.as_str());
         let found = workloads.and_then(|workloads| workloads.find(addresses, service_account));
-        resources::workload(namespace, service_account, found)
+        let policies = workloads.into_iter().flat_map(|workloads| workloads.policies(service_account));
+        resources::workload(namespace, service_account, found, policies)
     }
 }
 

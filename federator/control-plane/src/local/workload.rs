@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use federation::{Locality, Namespace, Port, ServiceId};
+use federation_resources::pruned::AccessPolicy;
 
 use super::{LocalIndex, LocalService};
 
@@ -11,6 +12,7 @@ use super::{LocalIndex, LocalService};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceWorkloads {
     by_address: HashMap<IpAddr, Vec<LocalWorkload>>,
+    policies: Vec<AccessPolicy>,
 }
 
 /// A pod with a sidecar.
@@ -75,7 +77,15 @@ impl NamespaceWorkloads {
                 by_address.entry(address).or_default().push(workload.clone());
             }
         }
-        Self { by_address }
+        Self { by_address, policies: index.access_policies(namespace).cloned().collect() }
+    }
+
+    /// The access policies that protect workloads of a service account.
+    pub fn policies<'a>(&'a self, service_account: &'a str) -> impl Iterator<Item = &'a AccessPolicy> {
+        self.policies.iter().filter(move |policy| {
+            let accounts = &policy.spec.service_accounts;
+            accounts.is_empty() || accounts.iter().any(|account| account == service_account)
+        })
     }
 
     /// The workload of that service account at one of the addresses.

@@ -649,3 +649,37 @@ fn proxies_are_told_the_failover_policy_of_an_import_as_it_changes() {
     world.delete(Kind::FailoverPolicy, "all");
     assert_eq!(told(&world), None, "another service's is not this one's");
 }
+
+#[test]
+fn workloads_are_told_the_access_policies_of_their_service_account() {
+    use federation_api::discovery::v1::access_policy::Action;
+    use federation_api::discovery::v1::resource::Resource as Content;
+    let mut world = World::shop();
+    let told = |world: &World, account: &str| {
+        let workloads = &world.snapshot.workloads[&"shop".parse::<federation::Namespace>().unwrap()];
+        let resource = control_plane::resources::workload("shop", account, None, workloads.policies(account));
+        match resource.resource {
+            Some(Content::Workload(workload)) => workload.policies,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told(&world, "cart"), []);
+    let policy = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: isthmus.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let spec = "{serviceAccounts: [cart], action: Deny, dryRun: true, ports: [17070], \
+                rules: [{clusters: [west], methods: [POST], paths: [/admin*]}]}";
+    world.apply(&policy("cart", spec));
+    let own = told(&world, "cart");
+    assert_eq!((own.len(), own[0].name.as_str(), own[0].action()), (1, "shop/cart", Action::Deny));
+    assert_eq!((own[0].dry_run, own[0].ports.as_slice()), (true, [17070].as_slice()));
+    let rule = &own[0].rules[0];
+    assert_eq!((rule.clusters[0].as_str(), rule.methods[0].as_str(), rule.paths[0].as_str()), ("west", "POST", "/admin*"));
+    assert_eq!(told(&world, "redis"), [], "it is another service account's");
+    world.apply(&policy("all", "{action: Allow, rules: [{namespaces: [shop]}]}"));
+    assert_eq!(told(&world, "redis").len(), 1);
+    world.delete(Kind::AccessPolicy, "cart");
+    assert_eq!(told(&world, "cart")[0].name, "shop/all");
+}
