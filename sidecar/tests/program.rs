@@ -1,10 +1,12 @@
 //! The program as it is started: its exit codes, its listeners, its pages.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,8 +22,15 @@ impl Drop for Running {
     }
 }
 
+/// An address nobody listens on, and that no other test of this program was given.
 fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+    loop {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        if GIVEN.lock().unwrap().insert(address) {
+            return address;
+        }
+    }
 }
 
 fn start(config: &Path) -> Running {
@@ -128,7 +137,8 @@ fn a_second_sidecar_on_the_same_state_directory_is_refused() {
     let (first, second) = (directory.path().join("first.yaml"), directory.path().join("second.yaml"));
     let (admin, health) = (free(), free());
     std::fs::write(&first, config(directory.path(), admin, health)).unwrap();
-    std::fs::write(&second, config(directory.path(), free(), free())).unwrap();
+    let anywhere = "127.0.0.1:0".parse().unwrap();
+    std::fs::write(&second, config(directory.path(), anywhere, anywhere)).unwrap();
     let mut running = start(&first);
     eventually("the first has begun", || directory.path().join("state/lock").exists().then_some(()));
     eventually("it is alive", || get(health, "/livez").filter(|(status, _)| *status == 200));

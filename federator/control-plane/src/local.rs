@@ -161,11 +161,8 @@ impl LocalIndex {
     /// The policy for an import: its own before one for the whole namespace, and of several the oldest, then the first by name.
     #[must_use]
     pub fn failover_policy(&self, id: &ServiceId) -> Option<&FailoverPolicy> {
-        let first = ResourceKey {
-            kind: Kind::FailoverPolicy,
-            namespace: Some(id.namespace.clone()),
-            name: String::new(),
-        };
+        let first =
+            ResourceKey { kind: Kind::FailoverPolicy, namespace: Some(id.namespace.clone()), name: String::new() };
         let same = first.clone();
         let range = self.objects.range(first..);
         let policies = range.take_while(|(key, _)| key.kind == Kind::FailoverPolicy && key.namespace == same.namespace);
@@ -175,13 +172,14 @@ impl LocalIndex {
                 _ => None,
             })
             .filter(|policy| policy.service.as_ref().is_none_or(|service| *service == id.name))
-            .min_by_key(|policy| (policy.service.is_none(), policy.created.is_none(), policy.created, policy.name.clone()))
+            .min_by_key(|policy| {
+                (policy.service.is_none(), policy.created.is_none(), policy.created, policy.name.clone())
+            })
     }
 
     /// The access policies of a namespace, by name.
     fn access_policies(&self, namespace: &Namespace) -> impl Iterator<Item = &AccessPolicy> {
-        let first =
-            ResourceKey { kind: Kind::AccessPolicy, namespace: Some(namespace.clone()), name: String::new() };
+        let first = ResourceKey { kind: Kind::AccessPolicy, namespace: Some(namespace.clone()), name: String::new() };
         let same = first.clone();
         let range = self.objects.range(first..);
         let policies =

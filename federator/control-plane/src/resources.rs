@@ -10,11 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::digest::{SHA256, digest};
 use federation::merge::Import;
 use federation::{ClusterName, Gateway, ServiceId, ServiceType};
-use federation_api::discovery::v1::{
-    self as wire, Absent, AccessPolicy, AccessRule, Binding, Cluster, Endpoint, Mesh, Remote, Resource, Route, Service, TrustBundle, Workload,
-    resource::Resource as Content,
-};
 use federation_api::discovery::v1::access_policy::Action;
+use federation_api::discovery::v1::{
+    self as wire, Absent, AccessPolicy, AccessRule, Binding, Cluster, Endpoint, Mesh, Remote, Resource, Route, Service,
+    TrustBundle, Workload, resource::Resource as Content,
+};
 use federation_api::record::v1 as record;
 use federation_resources::{isthmus, pruned};
 use prost::Message as _;

@@ -676,7 +676,10 @@ fn workloads_are_told_the_access_policies_of_their_service_account() {
     assert_eq!((own.len(), own[0].name.as_str(), own[0].action()), (1, "shop/cart", Action::Deny));
     assert_eq!((own[0].dry_run, own[0].ports.as_slice()), (true, [17070].as_slice()));
     let rule = &own[0].rules[0];
-    assert_eq!((rule.clusters[0].as_str(), rule.methods[0].as_str(), rule.paths[0].as_str()), ("west", "POST", "/admin*"));
+    assert_eq!(
+        (rule.clusters[0].as_str(), rule.methods[0].as_str(), rule.paths[0].as_str()),
+        ("west", "POST", "/admin*")
+    );
     assert_eq!(told(&world, "redis"), [], "it is another service account's");
     world.apply(&policy("all", "{action: Allow, rules: [{namespaces: [shop]}]}"));
     assert_eq!(told(&world, "redis").len(), 1);
