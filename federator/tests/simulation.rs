@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use checks::Check;
 use world::{Mutation, run};
 
-/// Worlds that are always run, as far as the time allows. Fewer than there should be: of those beyond, [`OPEN`] is broken.
-const SEEDS: u64 = 200;
+/// Worlds that are always run, as far as the time allows, but for [`OPEN`].
+const SEEDS: u64 = 1_000;
 /// A world that does not converge: a receiver that holds newer heads than a store which was set back refuses what its owner
 /// says again. A defect, not yet mended.
 const OPEN: u64 = 209;
@@ -40,7 +40,7 @@ fn every_world_keeps_the_invariants() {
     let (seeds, started) = (number("SEEDS").unwrap_or(SEEDS), Instant::now());
     let (mut run_so_far, mut steps) = (0, 0);
     let mut violations = Vec::new();
-    for seed in 0..seeds {
+    for seed in (0..seeds).filter(|seed| *seed != OPEN) {
         match run(seed, Mutation::None) {
             Ok(taken) => steps += taken,
             Err(violation) => violations.push(format!("SEED={seed}: {violation}")),
@@ -58,7 +58,7 @@ fn every_world_keeps_the_invariants() {
     assert!(run_so_far >= seeds.min(50), "too slow to say anything: {line}");
 }
 
-/// Keeps the defect in sight: who mends it deletes this test with [`OPEN`], and raises [`SEEDS`].
+/// Keeps the defect in sight: who mends it deletes this test with [`OPEN`].
 #[test]
 fn the_open_world_still_does_not_converge() {
     assert!(run(OPEN, Mutation::None).is_err_and(|violation| violation.check == Check::Convergence));
