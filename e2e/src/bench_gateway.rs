@@ -12,11 +12,11 @@
 
 mod backend;
 mod bare;
-mod clock;
+pub(crate) mod clock;
 mod hello;
 mod load;
 mod measure;
-mod peers;
+pub(crate) mod peers;
 mod report;
 mod tls;
 

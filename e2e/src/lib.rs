@@ -1,8 +1,11 @@
 //! The lab: any number of clusters as real processes on loopback; the shop that runs on them; the demo. In [`kubernetes`],
 //! clusters that have real API servers.
 
+mod bench;
+pub mod bench_dns;
 pub mod bench_gateway;
 pub mod bench_identity;
+pub mod bench_sidecar;
 pub mod client;
 pub mod demo;
 pub mod kubernetes;

@@ -3,11 +3,11 @@
 use std::{fs, time::Duration};
 
 /// A process with its descendants, as they are now.
-pub(super) struct Processes(Vec<u32>);
+pub(crate) struct Processes(Vec<u32>);
 
 impl Processes {
     /// The process and all that it has started.
-    pub(super) fn of(root: u32) -> Self {
+    pub(crate) fn of(root: u32) -> Self {
         let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
             .into_iter()
             .flatten()
@@ -24,7 +24,7 @@ impl Processes {
     }
 
     /// Processor time so far, of all threads that live: `schedstat` counts nanoseconds.
-    pub(super) fn cpu(&self) -> Duration {
+    pub(crate) fn cpu(&self) -> Duration {
         let threads = self.0.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten());
         let nanoseconds = threads.filter_map(|thread| {
             let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
@@ -35,9 +35,18 @@ impl Processes {
 
     /// Anonymous memory that is resident, in bytes.
     pub(super) fn anonymous(&self) -> u64 {
+        self.status("RssAnon:")
+    }
+
+    /// All memory that is resident, in bytes: the program's own pages too.
+    pub(crate) fn resident(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, field: &str) -> u64 {
         let kibibytes = self.0.iter().filter_map(|pid| {
             let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?.strip_suffix("kB")?;
+            let line = text.lines().find_map(|line| line.strip_prefix(field))?.strip_suffix("kB")?;
             line.trim().parse::<u64>().ok()
         });
         kibibytes.sum::<u64>() * 1024

@@ -75,10 +75,10 @@ pub(super) struct Setting {
 }
 
 /// A process that ends with this value.
-pub(super) struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
 }
@@ -94,7 +94,7 @@ impl Drop for Running {
 }
 
 /// Where `make tools` puts it.
-const ENVOY: &str = "target/tools/envoy";
+pub(crate) const ENVOY: &str = "target/tools/envoy";
 
 impl Setting {
     /// Everything but the peers themselves.
@@ -325,7 +325,7 @@ fn last_good_state(backend: SocketAddr) -> Vec<u8> {
     [b"isthmus discovery state 1\n", digest(&SHA256, &message).as_ref(), &message].concat()
 }
 
-fn spawn(mut command: Command) -> anyhow::Result<Running> {
+pub(crate) fn spawn(mut command: Command) -> anyhow::Result<Running> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
     Ok(Running(command.spawn().with_context(|| format!("{command:?}"))?))
 }
@@ -334,7 +334,7 @@ fn until_listening(address: SocketAddr) -> anyhow::Result<()> {
     until(|| std::net::TcpStream::connect(address).is_ok()).with_context(|| format!("nobody listens on {address}"))
 }
 
-fn until(holds: impl Fn() -> bool) -> anyhow::Result<()> {
+pub(crate) fn until(holds: impl Fn() -> bool) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(20);
     while !holds() {
         if Instant::now() > until {
@@ -349,7 +349,7 @@ fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-fn debian(program: &str, packages: &str) -> anyhow::Result<()> {
+pub(crate) fn debian(program: &str, packages: &str) -> anyhow::Result<()> {
     let there = || succeeds(Command::new(program).arg("-v"));
     if !there() {
         let script = format!(
