@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds kube-apiserver and kube-controller-manager at the versions that go.mod pins, once, and prints the folder. KUBEBUILDER_ASSETS, where set, is taken instead for the two programs.
+# Builds kube-apiserver, kube-controller-manager and kubectl at the versions that go.mod pins, once, and prints the folder. KUBEBUILDER_ASSETS, where set, is taken instead for those it has.
 set -euo pipefail
 cd "$(dirname "$0")"
 go=$(command -v /usr/local/go/bin/go || command -v go || command -v ../../target/tools/go/bin/go)
@@ -13,7 +13,8 @@ mkdir -p "$folder"
 IFS=. read -r major minor _ <<<"${version#v}"
 base=k8s.io/component-base/version
 flags="-s -w -X $base.gitVersion=$version -X $base.gitMajor=$major -X $base.gitMinor=$minor -X $base.gitTreeState=clean"
-for program in kube-apiserver kube-controller-manager; do
+# The last one is the one that tells a complete folder.
+for program in kubectl kube-apiserver kube-controller-manager; do
 	[ -x "$folder/$program" ] && continue
 	if [ -n "${KUBEBUILDER_ASSETS:-}" ] && [ -x "$KUBEBUILDER_ASSETS/$program" ]; then continue; fi
 	echo "building $program $version: minutes when nothing is cached" >&2

@@ -53,6 +53,7 @@ const CONTROLLERS: &str = "serviceaccount-controller,root-ca-certificate-publish
 pub struct ApiServers {
     name: String,
     directory: PathBuf,
+    kubectl: PathBuf,
     block: Block,
     /// etcd.
     pub etcd: Process,
@@ -104,7 +105,8 @@ impl ApiServers {
             async move { accounts.get("default").await }
         })
         .await?;
-        Ok(Self { name: name.to_owned(), directory, block, etcd, api_server, controllers, client })
+        let kubectl = assets.kubectl.clone();
+        Ok(Self { name: name.to_owned(), directory, kubectl, block, etcd, api_server, controllers, client })
     }
 
     /// The cluster's name.
@@ -133,7 +135,7 @@ impl ApiServers {
         let file = self.administrator().display().to_string();
         let mut all = vec!["--kubeconfig", file.as_str()];
         all.extend(arguments);
-        Operator::run(Path::new("kubectl"), &all).await
+        Operator::run(&self.kubectl, &all).await
     }
 
     /// Applies a Kustomize folder on the server's side, with unknown fields refused.

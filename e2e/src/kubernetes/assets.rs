@@ -14,6 +14,8 @@ pub struct Assets {
     pub api_server: PathBuf,
     /// kube-controller-manager.
     pub controllers: PathBuf,
+    /// kubectl.
+    pub kubectl: PathBuf,
 }
 
 impl Assets {
@@ -37,6 +39,7 @@ impl Assets {
             etcd: find("etcd")?,
             api_server: find("kube-apiserver")?,
             controllers: find("kube-controller-manager")?,
+            kubectl: find("kubectl")?,
         })
     }
 
