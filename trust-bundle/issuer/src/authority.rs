@@ -10,14 +10,14 @@ use std::{
 };
 
 use rustls_pki_types::CertificateDer;
-use spiffe_identity::{AuthorityError, SpiffeId, TrustDomain, Validity, pem};
+use spiffe_identity::{AuthorityError, BACKDATE, SpiffeId, TrustDomain, Validity, pem};
 use tracing::{info, warn};
 
 pub use self::crossover::RootError;
 use crate::{
     AuthorityFiles, IssueError, SealError, SealingKey, Svid,
     disk::Disk,
-    issue::{BACKDATE, Leaf, whole_seconds},
+    issue::{Leaf, whole_seconds},
     online::{INTERMEDIATE_LIFETIME, Online, root_signer},
     request::public_key,
     signer::{Signer, allows_intermediates, check_chain},

@@ -13,9 +13,6 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{OpenError, RequestError, root::random_serial};
 
-/// How far in the past a certificate's validity begins, for receivers whose clocks are slow.
-pub const BACKDATE: Duration = Duration::from_secs(300);
-
 /// How long an SVID lives unless the operator says otherwise.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 

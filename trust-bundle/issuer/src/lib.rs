@@ -37,7 +37,7 @@ mod signer;
 pub use attest::{AttestError, Attestor, Workload};
 pub use authority::{Authority, OpenError, RootError};
 pub use files::AuthorityFiles;
-pub use issue::{BACKDATE, DEFAULT_LIFETIME, IssueError, Svid, key_digest, mark};
+pub use issue::{DEFAULT_LIFETIME, IssueError, Svid, key_digest, mark};
 pub use online::{Due, INTERMEDIATE_LIFETIME};
 pub use request::{MAX_REQUEST_BYTES, RequestError};
 pub use root::ROOT_LIFETIME;

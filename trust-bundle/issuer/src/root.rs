@@ -7,9 +7,9 @@ use rcgen::{
     SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
-use spiffe_identity::{SpiffeId, TrustDomain};
+use spiffe_identity::{BACKDATE, SpiffeId, TrustDomain};
 
-use crate::{issue::BACKDATE, seal::to_hex, signer::Signer};
+use crate::{seal::to_hex, signer::Signer};
 
 /// How long a root lives: ten years.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(3652 * 24 * 3600);

@@ -194,6 +194,18 @@ impl Held {
     }
 }
 
+/// Which of `others` has a root with the key of one of a bundle's roots. The bundle's own trust domain is passed over, and
+/// so is a bundle with an unfit root.
+pub fn owner_of_shared_key<'a>(
+    bundle: &Bundle,
+    others: impl IntoIterator<Item = &'a Bundle>,
+) -> Option<&'a TrustDomain> {
+    let own = keys(bundle).ok()?;
+    let mut others = others.into_iter().filter(|other| other.trust_domain != bundle.trust_domain);
+    let shares = |other: &&Bundle| keys(other).is_ok_and(|keys| !keys.is_disjoint(&own));
+    others.find(shares).map(|other| &other.trust_domain)
+}
+
 /// Equal as sets: their order means nothing.
 fn same_roots(one: &[CertificateDer<'_>], other: &[CertificateDer<'_>]) -> bool {
     let (one, other): (HashSet<_>, HashSet<_>) = (one.iter().collect(), other.iter().collect());

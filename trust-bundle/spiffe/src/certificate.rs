@@ -35,6 +35,9 @@ pub enum CertificateError {
     UnknownCriticalExtension(String),
 }
 
+/// How far in the past issuers of the mesh let a certificate's validity begin, for receivers whose clocks are slow.
+pub const BACKDATE: Duration = Duration::from_secs(300);
+
 /// When a certificate is valid; both ends belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
@@ -48,6 +51,15 @@ impl Validity {
     /// Whether `now` lies within.
     pub fn contains(&self, now: SystemTime) -> bool {
         self.not_before <= now && now < self.not_after + Duration::from_secs(1)
+    }
+
+    /// When this part of its life is over, counted from when it was issued and not from its beginning, which issuers of
+    /// the mesh put [`BACKDATE`] before. One that lives no longer than that counts from its beginning.
+    pub fn after(&self, part: f64) -> SystemTime {
+        let issued = self.not_before + BACKDATE;
+        let issued = if issued < self.not_after { issued } else { self.not_before };
+        let life = self.not_after.duration_since(issued).unwrap_or_default();
+        issued + life.mul_f64(part.clamp(0.0, 1.0))
     }
 }
 

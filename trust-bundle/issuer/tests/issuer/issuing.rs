@@ -7,8 +7,8 @@ use rcgen::{
     SanType,
 };
 use rustls_pki_types::CertificateDer;
-use spiffe_identity::{SpiffeId, TrustDomain, check_authority, check_leaf, pem, validity};
-use svid_issuer::{Authority, AuthorityFiles, BACKDATE, IssueError, OpenError, RequestError, key_digest, mark};
+use spiffe_identity::{BACKDATE, SpiffeId, TrustDomain, check_authority, check_leaf, pem, validity};
+use svid_issuer::{Authority, AuthorityFiles, IssueError, OpenError, RequestError, key_digest, mark};
 use tempfile::TempDir;
 
 use crate::{DAY, authority, cart, east, now, parse, plain_request, request, spki};

@@ -2,7 +2,7 @@ use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
-use spiffe_identity::{CertificateError, IdError, LeafError, check_leaf, validity};
+use spiffe_identity::{BACKDATE, CertificateError, IdError, LeafError, Validity, check_leaf, validity};
 
 use crate::certificates::{
     ALTERNATIVE_NAMES, BASIC_CONSTRAINTS, DIGITAL_SIGNATURE, KEY_USAGE, UNKNOWN, extension, leaf, root, signed, uri,
@@ -228,4 +228,19 @@ proptest! {
             prop_assert!(!id.path().is_empty());
         }
     }
+}
+
+#[test]
+fn a_part_of_a_life_counts_from_the_issuing_and_not_from_the_backdated_beginning() {
+    let hour = Duration::from_secs(3600);
+    let issued = SystemTime::UNIX_EPOCH + 500_000 * hour;
+    for life in [Duration::from_secs(20), hour, 24 * hour] {
+        let validity = Validity { not_before: issued - BACKDATE, not_after: issued + life };
+        assert_eq!(validity.after(0.0), issued);
+        assert_eq!(validity.after(0.5), issued + life / 2);
+        assert_eq!(validity.after(1.0), issued + life);
+    }
+    // Of one that is not backdated as the mesh does it.
+    let short = Validity { not_before: issued, not_after: issued + BACKDATE / 2 };
+    assert_eq!(short.after(0.5), issued + BACKDATE / 4);
 }
