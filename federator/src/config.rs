@@ -19,9 +19,10 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     /// Where `federation.v1` is served, by convention port 15012.
     pub listen: SocketAddr,
-    /// The folder `federator` that `trust-bundle init` wrote: the service's certificate, the pins, the addresses.
+    /// The folder `federator` that `trust-bundle init` wrote: the service's first certificate, the pins, the addresses. It is
+    /// only read; other files put there later count from the next start on.
     pub service_directory: PathBuf,
-    /// Where the last good trust state is kept.
+    /// Where the last good trust state is kept, the renewed certificate, and the federation's roots as they are now.
     pub state_directory: PathBuf,
     /// Where the state is kept: `embedded: {file}`, or `etcd: {endpoints, caFile, certificateFile, keyFile, prefix}`, which
     /// replicas share.

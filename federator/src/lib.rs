@@ -13,6 +13,7 @@
 //! ```
 //!
 //! - [`members`]: whose records are believed, followed over `trust.v1` and kept on disk.
+//! - [`credentials`]: the service's own certificate, renewed, and the federation's roots, followed over their rotation.
 //! - Pure, so that the simulation can drive them: [`index`], the newest record of every key and the log of revisions that
 //!   sessions have their cursors in; [`protocol`], one session's side of `federation.v1`; [`admission`], what a member may
 //!   write, with its [`quota`]; [`collect`], what may be deleted.
@@ -33,6 +34,7 @@ pub mod admission;
 pub mod cache;
 pub mod collect;
 pub mod config;
+pub mod credentials;
 mod debug;
 pub mod index;
 pub mod liveness;

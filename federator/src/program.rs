@@ -1,29 +1,34 @@
 //! The running service: store, cache, members, RPC face, drain.
 
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use federation::FederationDomain;
 use federation_api::client::trust::renew;
 use federation_api::signing::PublicKey;
-use mesh_runtime::{Process, write_atomically};
+use mesh_runtime::Process;
 use mesh_tls::rpc::{self, ChannelOptions};
-use mesh_tls::{ExpectedPeer, Identity, TrustStore, client_config, pem};
+use mesh_tls::{ExpectedPeer, client_config};
+use rand::RngExt as _;
 use serde::Deserialize;
-use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
+use spiffe_identity::{SpiffeId, TrustDomain};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::credentials::Credentials;
 use crate::members::Members;
 use crate::replica::{Parts, Replica};
-use crate::trust::{FederationRoots, TrustFollower};
+use crate::trust::TrustFollower;
 
-/// How long to wait before trying again to renew the service's certificate.
+/// When to renew the service's certificate, as parts of its life.
+const RENEW_AFTER: std::ops::Range<f64> = 0.45..0.55;
+/// The least time between two renewals, whatever the clocks say.
+const LEAST_RENEWAL: Duration = Duration::from_secs(1);
+/// A renewal that failed is tried again after a tenth of the life that is left, and after this at the latest.
 const RENEW_RETRY: Duration = Duration::from_secs(30);
+
 /// The file `federation.json`, as `trust-bundle init` writes it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -39,8 +44,7 @@ struct Plane {
     file: FederationFile,
     root: PublicKey,
     trust_domain: TrustDomain,
-    identity: Identity,
-    trust: TrustStore,
+    credentials: Credentials,
 }
 
 /// Runs until drained.
@@ -49,7 +53,7 @@ struct Plane {
 /// Whatever keeps the service from starting, naming the file or the address; a store that cannot go on.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let first_state = process.readiness().require("the store's records");
-    let plane = Plane::read(&config.service_directory)?;
+    let plane = Plane::read(&config)?;
     let store = config.store.clone().open().await?;
     process.register(|registry| store.register_metrics(registry));
     let nobody = Members::new(plane.root, plane.file.federation.clone());
@@ -61,8 +65,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         name: config.replica.clone(),
         store,
         members,
-        identity: plane.identity.clone(),
-        trust: plane.trust.clone(),
+        identity: plane.credentials.identity().clone(),
+        trust: plane.credentials.trust().clone(),
         trust_domain: plane.trust_domain.clone(),
         listener,
         heartbeat: config.heartbeat_interval,
@@ -71,12 +75,10 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     let (_, running) = Replica::start(parts, &process).await?;
     first_state.ready();
-    let root_file = config.service_directory.join("federation-root.crt");
-    let roots = FederationRoots::new(plane.trust.clone(), plane.trust_domain.clone(), root_file);
     let background = async {
         tokio::join!(
-            follower.follow(trust_bundle.clone(), config.replica.clone(), &roots),
-            keep_renewed(&plane.identity, &config, trust_bundle, roots.changed())
+            follower.follow(trust_bundle.clone(), config.replica.clone(), &plane.credentials),
+            keep_renewed(&plane.credentials, trust_bundle)
         );
     };
     tokio::select! {
@@ -86,64 +88,52 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 }
 
 impl Plane {
-    fn read(directory: &Path) -> anyhow::Result<Self> {
+    fn read(config: &Config) -> anyhow::Result<Self> {
         let read = |name: &str| {
-            let path = directory.join(name);
+            let path = config.service_directory.join(name);
             std::fs::read(&path).with_context(|| path.display().to_string())
         };
         let file: FederationFile = serde_json::from_slice(&read("federation.json")?).context("federation.json")?;
         let root = PublicKey::from_pem(&String::from_utf8_lossy(&read("membership-root.pub")?));
         let root = root.context("membership-root.pub")?;
         let trust_domain: TrustDomain = file.federation.as_str().parse()?;
-        let roots = pem::certificates_from_pem(&read("federation-root.crt")?).context("federation-root.crt")?;
-        let trust = TrustStore::new();
-        trust.insert(Bundle {
-            trust_domain: trust_domain.clone(),
-            x509_authorities: roots,
-            sequence: 1,
-            refresh_hint: None,
-        });
-        let identity = Identity::from_pem(&read("service.crt")?, &read("service.key")?).context("service.crt")?;
-        Ok(Self { file, root, trust_domain, identity, trust })
+        let credentials = Credentials::open(&config.service_directory, &config.state_directory, trust_domain.clone())?;
+        Ok(Self { file, root, trust_domain, credentials })
     }
 
     fn trust_bundle(&self) -> anyhow::Result<Channel> {
         let expected = [SpiffeId::service(&self.trust_domain, "trust-bundle")?];
         let expected = ExpectedPeer::AnyOf(expected.into());
-        let config = client_config(Some(&self.identity), &self.trust, expected, &[rpc::ALPN]);
+        let config = client_config(Some(self.credentials.identity()), self.credentials.trust(), expected, &[rpc::ALPN]);
         Ok(rpc::channel(&self.file.trust_bundle_addresses, config, ChannelOptions::default()))
     }
 }
 
-/// Renews the service's certificate at half of its life and when the federation has other roots, and writes it down.
-async fn keep_renewed(identity: &Identity, config: &Config, trust_bundle: Channel, mut roots: watch::Receiver<()>) {
+/// Renews the service's certificate at half of its life, a tenth of that earlier or later, and when the federation has
+/// other roots.
+async fn keep_renewed(credentials: &Credentials, trust_bundle: Channel) {
+    let mut roots = credentials.roots_changed();
     loop {
-        let validity = identity.validity();
-        let wait = validity.map_or(RENEW_RETRY, |validity| {
-            let half =
-                validity.not_before + validity.not_after.duration_since(validity.not_before).unwrap_or_default() / 2;
-            half.duration_since(SystemTime::now()).unwrap_or_default()
-        });
+        let validity = credentials.identity().validity();
+        let due = validity.map(|validity| validity.after(rand::rng().random_range(RENEW_AFTER)));
+        let wait = due.and_then(|due| due.duration_since(SystemTime::now()).ok()).unwrap_or_default();
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(wait.max(LEAST_RENEWAL)) => {}
             // The sender outlives this.
             _ = roots.changed() => {}
         }
-        if let Err(error) = renew_once(identity, &config.service_directory, trust_bundle.clone()).await {
+        if let Err(error) = renew_once(credentials, trust_bundle.clone()).await {
             warn!(error = format!("{error:#}"), "own certificate not renewed, the valid one stays");
-            tokio::time::sleep(RENEW_RETRY).await;
+            let left = validity.and_then(|validity| validity.not_after.duration_since(SystemTime::now()).ok());
+            tokio::time::sleep((left.unwrap_or_default() / 10).clamp(LEAST_RENEWAL, RENEW_RETRY)).await;
         }
     }
 }
 
-async fn renew_once(identity: &Identity, directory: &Path, trust_bundle: Channel) -> anyhow::Result<()> {
+async fn renew_once(credentials: &Credentials, trust_bundle: Channel) -> anyhow::Result<()> {
     let (key, csr) = mesh_tls::new_key_and_csr()?;
     let answer = renew(trust_bundle, csr).await?;
-    let chain: Vec<_> = answer.certificate_chain.into_iter().map(Into::into).collect();
-    let (key_text, chain_text) = (pem::private_key_to_pem(&key), pem::certificates_to_pem(&chain));
-    identity.replace(chain, key)?;
-    write_atomically(&directory.join("service.key"), key_text.as_bytes(), 0o600)?;
-    write_atomically(&directory.join("service.crt"), chain_text.as_bytes(), 0o644)?;
+    credentials.take_certificate(answer.certificate_chain.into_iter().map(Into::into).collect(), key)?;
     info!("own certificate renewed");
     Ok(())
 }

@@ -7,13 +7,12 @@ use federation_api::client::Reconnect;
 use federation_api::client::trust::{self, TrustCursor, TrustEvent};
 use federation_api::trust::v1::WatchResponse;
 use mesh_runtime::{read_if_present, write_atomically};
-use mesh_tls::{TrustStore, pem};
 use prost::Message;
-use spiffe_identity::{Bundle, TrustDomain};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tracing::{error, info, warn};
 
+use crate::credentials::Credentials;
 use crate::members::Members;
 
 /// The most bytes that the last good state may have.
@@ -49,7 +48,7 @@ impl TrustFollower {
     }
 
     /// Follows until dropped, as this replica.
-    pub async fn follow(self, channel: Channel, replica: String, roots: &FederationRoots) {
+    pub async fn follow(self, channel: Channel, replica: String, credentials: &Credentials) {
         // The cursor is not kept over restarts: one full state at the start is cheap, and repairs a damaged file.
         let (acks, mut events) = trust::watch_as(channel, replica, TrustCursor::default(), Reconnect::default());
         while let Some(event) = events.recv().await {
@@ -60,7 +59,7 @@ impl TrustFollower {
                 }
                 TrustEvent::Update(update) => {
                     // Acknowledged means believed: what is signed below a new root is taken from then on.
-                    roots.take(&update.federation_roots);
+                    credentials.take_roots(&update.federation_roots);
                     self.members.send_modify(|members| Arc::make_mut(members).apply(&update));
                     self.write().await;
                     acks.applied(update.cursor(), Vec::new(), 0);
@@ -75,73 +74,5 @@ impl TrustFollower {
         if let Ok(Err(error)) = written {
             error!(file = %self.file.display(), %error, "last good trust state not written");
         }
-    }
-}
-
-/// The roots of the federation's own authority, as trust-bundle tells them: in force at once, and written down.
-#[derive(Debug)]
-pub struct FederationRoots {
-    trust: TrustStore,
-    trust_domain: TrustDomain,
-    file: PathBuf,
-    changed: watch::Sender<()>,
-}
-
-impl FederationRoots {
-    /// Keeps the roots of `trust_domain` in `trust` and in `file`.
-    #[must_use]
-    pub fn new(trust: TrustStore, trust_domain: TrustDomain, file: PathBuf) -> Self {
-        Self { trust, trust_domain, file, changed: watch::Sender::new(()) }
-    }
-
-    /// Learns when they are others: a certificate that was made to last may be below one that goes.
-    #[must_use]
-    pub fn changed(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
-    }
-
-    /// Takes roots (DER) that differ from those in force; none at all changes nothing.
-    pub fn take(&self, roots: &[Vec<u8>]) {
-        let x509_authorities: Vec<_> = roots.iter().cloned().map(Into::into).collect();
-        let known = self.trust.bundle(&self.trust_domain).map(|bundle| bundle.x509_authorities);
-        if roots.is_empty() || known.as_ref() == Some(&x509_authorities) {
-            return;
-        }
-        info!(roots = roots.len(), "the federation has other roots");
-        let text = pem::certificates_to_pem(&x509_authorities);
-        let trust_domain = self.trust_domain.clone();
-        self.trust.insert(Bundle { trust_domain, x509_authorities, sequence: 1, refresh_hint: None });
-        if let Err(error) = write_atomically(&self.file, text.as_bytes(), 0o644) {
-            error!(file = %self.file.display(), %error, "the federation's roots are not written: a restart has the old ones");
-        }
-        self.changed.send_replace(());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use super::*;
-
-    #[test]
-    fn other_roots_are_believed_written_down_and_told_of_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let (trust, trust_domain): (_, TrustDomain) = (TrustStore::new(), "mesh.example".parse().unwrap());
-        let file = directory.path().join("federation-root.crt");
-        let roots = FederationRoots::new(trust.clone(), trust_domain.clone(), file.clone());
-        let mut changed = roots.changed();
-        let told = [vec![0x30, 0x00], vec![0x30, 0x01, 0x00]];
-        roots.take(&told);
-        assert!(changed.has_changed().unwrap());
-        changed.borrow_and_update();
-        let believed = trust.bundle(&trust_domain).unwrap().x509_authorities;
-        assert_eq!(believed.iter().map(|root| root.to_vec()).collect::<Vec<_>>(), told);
-        assert_eq!(pem::certificates_from_pem(&std::fs::read(&file).unwrap()).unwrap(), believed);
-        // The same again, and a delta that is about something else.
-        roots.take(&told);
-        roots.take(&[]);
-        assert!(!changed.has_changed().unwrap());
-        assert_eq!(trust.bundle(&trust_domain).unwrap().x509_authorities, believed);
     }
 }

@@ -17,8 +17,9 @@ use spiffe_identity::{Bundle, SpiffeId, TrustDomain};
 use svid_issuer::{Authority, OpenError};
 use tracing::{error, info, warn};
 
-/// How long to wait before trying again to renew the service's own certificate.
-const RENEW_RETRY: Duration = Duration::from_secs(30);
+/// A renewal of the service's own certificate that failed is tried again after a tenth of the life that is left, within
+/// these bounds.
+const RENEW_RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 /// Why this replica cannot say which roots the federation has.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +155,7 @@ impl PlaneAuthority {
             tokio::time::sleep(left.unwrap_or_default() / 2).await;
             if let Err(error) = self.renew() {
                 error!(error = format!("{error:#}"), "own certificate not renewed, the valid one stays");
-                tokio::time::sleep(RENEW_RETRY).await;
+                tokio::time::sleep((left.unwrap_or_default() / 10).clamp(RENEW_RETRY[0], RENEW_RETRY[1])).await;
             }
         }
     }

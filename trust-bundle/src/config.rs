@@ -11,6 +11,9 @@ use spiffe_identity::{HINTS_BEFORE_USE, Pace};
 
 use crate::endpoint::EndpointConfig;
 
+/// Below this, renewing at half of it leaves too little time for a second attempt.
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(20);
+
 /// `trust-bundle --config FILE`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -77,8 +80,8 @@ impl Configuration for Config {
 
     fn problems(&self) -> Vec<String> {
         let mut problems = self.store.problems();
-        if self.certificate_lifetime < Duration::from_secs(60) {
-            problems.push("certificateLifetime: must be at least 60s".to_owned());
+        if self.certificate_lifetime < SHORTEST_LIFETIME {
+            problems.push("certificateLifetime: must be at least 20s".to_owned());
         }
         if self.pending_handshakes == 0 {
             problems.push("pendingHandshakes: must be at least 1".to_owned());
