@@ -1,9 +1,11 @@
 //! A receiver's set of records: the newest word of each cluster on each key, and whether something is withheld.
 //!
 //! A record is never taken back by being absent. It goes by a signed withdrawal, by an eviction, or when the owner's
-//! signed [heads](Head) say that it is gone.
+//! signed [heads](Head) say that it is gone. A lower sequence replaces a higher one in one case only: newer heads of the
+//! owner list just that, since its state and the federation's were both set back.
 
 mod heads;
+mod received;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +15,7 @@ use crate::payload::Payload;
 use crate::verify::VerifiedStatement;
 
 pub use heads::{Head, HeadScope};
+pub use received::{Patience, Received};
 
 /// What became of a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +46,7 @@ pub enum Comparison {
 /// What [`RecordSet::reconcile`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reconciled {
-    /// The heads agree that these are gone: dropped.
+    /// The heads agree that these are gone: dropped; or that an older word on them counts: set back.
     Dropped(Vec<RecordKey>),
     /// They do not: everything is kept.
     Kept,
@@ -55,7 +58,7 @@ type Position = (u64, u64);
 #[derive(Clone, Debug, Default)]
 struct ClusterRecords {
     records: BTreeMap<RecordKey, VerifiedStatement>,
-    /// For keys that are not held: nothing up to here is news. Set where the owner's heads agreed.
+    /// Nothing up to here is news, whether its key is held or not. Set where the owner's heads agreed with what was held.
     floors: BTreeMap<HeadScope, Position>,
 }
 
@@ -89,12 +92,11 @@ impl RecordSet {
     pub fn check(&self, statement: &VerifiedStatement) -> Applied {
         let Some(records) = self.clusters.get(&statement.cluster) else { return Applied::New };
         let position = statement.position();
-        let Some(held) = records.records.get(&statement.key) else {
-            let floor = HeadScope::of(&statement.key).and_then(|scope| records.floors.get(&scope));
-            return if floor.is_some_and(|floor| position <= *floor) { Applied::Stale } else { Applied::New };
-        };
+        let floor = HeadScope::of(&statement.key).and_then(|scope| records.floors.get(&scope));
+        let news = if floor.is_some_and(|floor| position <= *floor) { Applied::Stale } else { Applied::New };
+        let Some(held) = records.records.get(&statement.key) else { return news };
         match position.cmp(&held.position()) {
-            std::cmp::Ordering::Greater => Applied::New,
+            std::cmp::Ordering::Greater => news,
             std::cmp::Ordering::Less => Applied::Stale,
             std::cmp::Ordering::Equal if statement.signed.message == held.signed.message => Applied::Same,
             std::cmp::Ordering::Equal => Applied::Equivocation,
@@ -167,12 +169,12 @@ impl RecordSet {
     pub fn heads(&self, cluster: &ClusterName) -> Vec<Head> {
         let scopes: BTreeSet<_> =
             self.of_cluster(cluster).filter(|it| it.is_live()).filter_map(|it| HeadScope::of(&it.key)).collect();
-        scopes.into_iter().map(|scope| self.head(cluster, &scope, |_| true)).collect()
+        scopes.into_iter().map(|scope| self.head(cluster, &scope)).collect()
     }
 
-    fn head(&self, cluster: &ClusterName, scope: &HeadScope, include: impl Fn(&RecordKey) -> bool) -> Head {
-        let live = |it: &&VerifiedStatement| it.is_live() && include(&it.key);
-        let lines: Vec<_> = self.in_scope(cluster, scope).filter(live).map(|it| (&it.key, it.sequence)).collect();
+    fn head(&self, cluster: &ClusterName, scope: &HeadScope) -> Head {
+        let live = self.in_scope(cluster, scope).filter(|it| it.is_live());
+        let lines: Vec<_> = live.map(|it| (&it.key, it.sequence)).collect();
         Head::of(scope.clone(), lines)
     }
 
@@ -184,20 +186,22 @@ impl RecordSet {
         self.of_cluster(cluster).filter(move |it| HeadScope::of(&it.key).as_ref() == Some(scope))
     }
 
+    /// The scopes that a cluster's records, or its heads, are about.
+    #[must_use]
+    pub fn scopes(&self, cluster: &ClusterName) -> BTreeSet<HeadScope> {
+        let listed = self.record(cluster, &RecordKey::Heads).into_iter().flat_map(|it| match &it.payload {
+            Payload::Heads(heads) => heads.as_slice(),
+            _ => &[],
+        });
+        let held = self.of_cluster(cluster).filter_map(|it| HeadScope::of(&it.key));
+        listed.map(|head| head.scope.clone()).chain(held).collect()
+    }
+
     /// Holds what is held of a scope against the owner's newest heads.
     #[must_use]
     pub fn compare(&self, cluster: &ClusterName, scope: &HeadScope) -> Comparison {
-        self.compare_part(cluster, scope, |_| true)
-    }
-
-    fn compare_part(
-        &self,
-        cluster: &ClusterName,
-        scope: &HeadScope,
-        include: impl Fn(&RecordKey) -> bool,
-    ) -> Comparison {
         let Some((position, said)) = self.said(cluster, scope) else { return Comparison::Unknown };
-        if self.head(cluster, scope, &include) == said {
+        if self.head(cluster, scope) == said {
             return Comparison::Agrees;
         }
         let ahead = self.in_scope(cluster, scope).any(|it| it.position() > position);
@@ -215,12 +219,37 @@ impl RecordSet {
     /// After a snapshot of a scope that had only the keys `present`: drops the others if, and only if, the owner's heads
     /// agree that exactly the present ones are live. What is newer than the heads stays.
     pub fn reconcile(&mut self, cluster: &ClusterName, scope: &HeadScope, present: &BTreeSet<RecordKey>) -> Reconciled {
-        let Some((position, _)) = self.said(cluster, scope) else { return Reconciled::Kept };
-        if self.compare_part(cluster, scope, |key| present.contains(key)) != Comparison::Agrees {
+        self.settle(cluster, scope, present, &BTreeMap::new())
+    }
+
+    /// As [`reconcile`](Self::reconcile), where some of the keys came with `older` words than are held. If it is these that
+    /// the heads list, then they are the owner's newest word on what it says, and replace what is held.
+    pub fn settle(
+        &mut self,
+        cluster: &ClusterName,
+        scope: &HeadScope,
+        present: &BTreeSet<RecordKey>,
+        older: &BTreeMap<RecordKey, VerifiedStatement>,
+    ) -> Reconciled {
+        let Some((position, said)) = self.said(cluster, scope) else { return Reconciled::Kept };
+        let covered = |it: &&VerifiedStatement| it.generation == position.0 && it.position() <= position;
+        let older: BTreeMap<_, _> = older.iter().filter(|(_, it)| covered(it)).collect();
+        let keys = present.iter().filter(|key| HeadScope::of(key).as_ref() == Some(scope));
+        let word = |key| older.get(key).copied().or_else(|| self.record(cluster, key));
+        let words: Vec<_> = keys.filter_map(word).collect();
+        let live = words.iter().filter(|it| it.is_live()).map(|it| (&it.key, it.sequence));
+        if Head::of(scope.clone(), live) != said {
             return Reconciled::Kept;
         }
+        let back = words.into_iter().filter(|it| older.contains_key(&it.key)).cloned().collect::<Vec<_>>();
         let gone = |it: &VerifiedStatement| it.is_live() && it.position() <= position && !present.contains(&it.key);
-        Reconciled::Dropped(self.forget(cluster, scope, position, gone))
+        let mut changed = self.forget(cluster, scope, position, gone);
+        for statement in back {
+            changed.push(statement.key.clone());
+            let records = self.clusters.entry(cluster.clone()).or_default();
+            records.records.insert(statement.key.clone(), statement);
+        }
+        Reconciled::Dropped(changed)
     }
 
     /// Drops the records of memberships that the one whose heads are held has replaced, if these heads agree.

@@ -103,6 +103,8 @@ struct State {
     namespaces: BTreeSet<Namespace>,
     publisher: bool,
     applied: SessionCursor,
+    /// The connection is to end, so that the next one begins with a snapshot.
+    anew: bool,
 }
 
 impl Shared {
@@ -126,6 +128,7 @@ impl Session {
             namespaces: options.namespaces,
             publisher: options.publisher,
             applied: options.cursor,
+            anew: false,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
         let client = FederationClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -164,5 +167,10 @@ impl Session {
     /// and a new connection resumes there.
     pub fn applied(&self, cursor: SessionCursor) {
         self.0.change(|state| state.applied = cursor);
+    }
+
+    /// Another connection begins at once, with a snapshot of everything. Cursors of the present one are void.
+    pub fn begin_anew(&self) {
+        self.0.change(|state| (state.applied, state.anew) = (SessionCursor::default(), true));
     }
 }

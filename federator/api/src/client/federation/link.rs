@@ -77,7 +77,8 @@ impl Connection for SessionConnection {
 impl SessionConnection {
     /// Resumes only what the cursor covers; what the cluster has besides is asked for right after the Welcome.
     fn hello(&self) -> (Hello, bool) {
-        let state = self.shared.state();
+        let mut state = self.shared.state();
+        state.anew = false;
         let resuming = !state.applied.incarnation.is_empty();
         let namespaces =
             if resuming { &state.applied.namespaces & &state.namespaces } else { state.namespaces.clone() };
@@ -154,7 +155,8 @@ impl Link {
         let mut room: Option<Permit<'_, SessionEvent>> = None;
         let mut stalled = false;
         loop {
-            if shared.state().publisher != self.publisher {
+            let anew = std::mem::take(&mut shared.state().anew);
+            if anew || shared.state().publisher != self.publisher {
                 return Some(End { reason: Disconnect::Renewed, heard: true, wait: Some(Duration::ZERO) });
             }
             // While the user has no room the server is not read, and its silence not looked at.
