@@ -2,7 +2,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: demo test bench bench-identity bench-gateway bench-sidecar check dev fuzz tools conformance
+.PHONY: demo test bench bench-identity bench-gateway bench-sidecar check dev fuzz tools conformance bench-dns
 
 ## demo: build, bring up three clusters on loopback, call across them, break things, print what callers saw (STAY=1: leave it up)
 demo:
@@ -14,7 +14,7 @@ test: tools
 	$(CARGO) test --locked --workspace
 
 ## bench: every benchmark; each ends with a line a goal, STRICT=1 makes a missed one an error
-bench: bench-identity bench-gateway bench-sidecar
+bench: bench-identity bench-gateway bench-sidecar bench-dns
 
 ## bench-identity: CPU of a mutual TLS handshake; time from a quarantine to the last byte that an application takes
 bench-identity:
@@ -36,6 +36,12 @@ bench-sidecar: tools
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) build --locked --release --package sidecar --package e2e --bin sidecar --bin bench_sidecar
 	$(ALONE) $${CARGO_TARGET_DIR:-target}/release/bench_sidecar $(BENCH)
+
+## bench-dns: the names beside Knot DNS, the same zone and questions, in turn (about 100 seconds)
+bench-dns:
+	@command -v dnsperf >/dev/null && test -x /usr/sbin/knotd || (apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq dnsperf knot >/dev/null)
+	$(CARGO) build --locked --release --package e2e --bin bench_dns
+	$${CARGO_TARGET_DIR:-target}/release/bench_dns $(BENCH)
 
 ## conformance: the official suite of the Multi-Cluster Services API on two clusters; MCS_CONFORMANCE names the compiled suite
 conformance: tools

@@ -11,7 +11,8 @@
 //!
 //! # What always holds
 //!
-//! 1. A lookup is one hash of the name, compared without case; nothing is scanned.
+//! 1. A lookup is one hash of the name, compared without case; nothing is scanned. Questions for addresses, nearly all there
+//!    are, are answered from encoded records without an allocation; both ways of answering say the same.
 //! 2. A zone is an immutable snapshot. Its owner replaces it as a whole; a query sees one or the other.
 //! 3. A name that is not known before the first full sync is `SERVFAIL`, never `NXDOMAIN`: a resolver must not remember
 //!    that a service is missing when nobody has asked yet.

@@ -25,15 +25,39 @@ struct Labels {
     response: Kind,
 }
 
+impl Transport {
+    /// In the order of their numbers.
+    const ALL: [Self; 2] = [Self::Udp, Self::Tcp];
+}
+
 /// The server's metrics. Clones count together.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Metrics {
     queries: Family<Labels, Counter>,
+    /// The family's counters by transport and response: a query takes no lock.
+    counters: [[Counter; Kind::ALL.len()]; Transport::ALL.len()],
     ignored: Counter,
     refused_connections: Counter,
     names: Gauge<i64, AtomicI64>,
     problems: Gauge<i64, AtomicI64>,
     synced: Gauge<i64, AtomicI64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let queries = Family::<Labels, Counter>::default();
+        let counter = |transport, response| queries.get_or_create(&Labels { transport, response }).clone();
+        let counters = Transport::ALL.map(|transport| Kind::ALL.map(|response| counter(transport, response)));
+        Self {
+            counters,
+            queries,
+            ignored: Counter::default(),
+            refused_connections: Counter::default(),
+            names: Gauge::default(),
+            problems: Gauge::default(),
+            synced: Gauge::default(),
+        }
+    }
 }
 
 impl Metrics {
@@ -60,13 +84,13 @@ impl Metrics {
 
     /// Queries answered in one way so far.
     pub fn answered(&self, transport: Transport, response: Kind) -> u64 {
-        self.queries.get_or_create(&Labels { transport, response }).get()
+        self.counters[transport as usize][response as usize].get()
     }
 
     pub(crate) fn count(&self, transport: Transport, response: Option<Kind>) {
         match response {
             Some(response) => {
-                self.queries.get_or_create(&Labels { transport, response }).inc();
+                self.counters[transport as usize][response as usize].inc();
             }
             None => {
                 self.ignored.inc();

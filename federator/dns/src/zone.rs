@@ -1,6 +1,7 @@
 //! The zone's records and the answers from them, pure.
 
 mod build;
+mod wire;
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -9,6 +10,8 @@ use hickory_proto::{
     op::ResponseCode,
     rr::{LowerName, Record, RecordType},
 };
+
+pub(crate) use wire::{Addresses, Asked, WireName};
 
 /// Everything a zone is built from.
 #[derive(Debug, Clone, Default)]
@@ -121,15 +124,22 @@ pub enum ZoneProblem {
 #[derive(Debug, Clone)]
 pub struct Zone {
     origin: LowerName,
-    names: HashMap<LowerName, Node>,
+    names: HashMap<WireName, Node>,
     soa: Record,
+    /// The SOA record as it goes into packets, without its owner.
+    encoded_soa: Vec<u8>,
     synced: bool,
     services: usize,
     problems: Vec<ZoneProblem>,
 }
 
 /// The records at one name, by type. Few types, so a list; none at all where only names below exist.
-type Node = Vec<(RecordType, Vec<Record>)>;
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Node {
+    sets: Vec<(RecordType, Vec<Record>)>,
+    /// The same A and AAAA records once more, as they go into packets.
+    addresses: Vec<(RecordType, Addresses)>,
+}
 
 /// What a zone says to a question.
 #[derive(Debug, Clone, Copy)]
@@ -174,18 +184,23 @@ impl Zone {
     ///
     /// `ANY` is answered with one record set, as RFC 8482 suggests.
     pub fn answer(&self, name: &LowerName, record_type: RecordType) -> Answer<'_> {
-        let Some(node) = self.names.get(name) else {
-            let finding = match self.origin.zone_of(name) {
-                false => Finding::OutsideZone,
-                true if self.synced => Finding::NoSuchName,
-                true => Finding::NotSynced,
-            };
-            return self.negative(finding);
+        let node = WireName::of(name).and_then(|name| self.names.get(&name));
+        let Some(node) = node else {
+            return self.negative(self.unknown(self.origin.zone_of(name)));
         };
-        let found = node.iter().find(|(of, _)| *of == record_type || record_type == RecordType::ANY);
+        let found = node.sets.iter().find(|(of, _)| *of == record_type || record_type == RecordType::ANY);
         match found {
             Some((_, records)) => Answer { finding: Finding::Records, records, soa: None },
             None => self.negative(Finding::NoData),
+        }
+    }
+
+    /// What is said of a name that is not there.
+    const fn unknown(&self, below_origin: bool) -> Finding {
+        match below_origin {
+            false => Finding::OutsideZone,
+            true if self.synced => Finding::NoSuchName,
+            true => Finding::NotSynced,
         }
     }
 
@@ -212,6 +227,11 @@ impl Zone {
     /// Names in the zone.
     pub fn names(&self) -> usize {
         self.names.len()
+    }
+
+    /// Every record, as a zone transfer would have them.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.names.values().flat_map(|node| &node.sets).flat_map(|(_, records)| records)
     }
 
     /// What could not be published.

@@ -14,7 +14,7 @@ use hickory_proto::{
     },
 };
 
-use super::{HeadlessEndpoint, Node, Zone, ZoneContents, ZoneKind, ZonePort, ZoneProblem, ZoneService};
+use super::{HeadlessEndpoint, Node, WireName, Zone, ZoneContents, ZoneKind, ZonePort, ZoneProblem, ZoneService, wire};
 
 /// The zone's labels.
 const ORIGIN: [&str; 2] = ["clusterset", "local"];
@@ -57,9 +57,11 @@ impl Zone {
                 builder.problems.push(ZoneProblem::Duplicate(id));
             }
         }
+        let names = builder.names.into_iter().filter_map(|(name, node)| Some((WireName::of(&name)?, node.encoded())));
         Self {
             origin: origin.into(),
-            names: builder.names,
+            names: names.collect(),
+            encoded_soa: wire::encode(&soa),
             soa,
             synced: contents.synced,
             services: seen.len(),
@@ -82,7 +84,7 @@ impl Builder {
         let master = name(&["hostmaster", second, top]);
         let soa = SOA::new(server.clone(), master, contents.serial, REFRESH, RETRY, EXPIRE, TTL);
         let soa = Record::from_rdata(origin.clone(), TTL, RData::SOA(soa));
-        self.names.entry(origin.into()).or_default().push((RecordType::SOA, vec![soa.clone()]));
+        self.names.entry(origin.into()).or_default().sets.push((RecordType::SOA, vec![soa.clone()]));
         self.add(origin, TTL, RData::NS(NS(server.clone())));
         self.exists(&name(&["dns", second, top]));
         self.exists(&server);
@@ -182,9 +184,9 @@ impl Builder {
         let record_type = data.record_type();
         let record = Record::from_rdata(name.clone(), ttl, data);
         let node = self.names.entry(name.into()).or_default();
-        match node.iter_mut().find(|(of, _)| *of == record_type) {
+        match node.sets.iter_mut().find(|(of, _)| *of == record_type) {
             Some((_, records)) => records.push(record),
-            None => node.push((record_type, vec![record])),
+            None => node.sets.push((record_type, vec![record])),
         }
     }
 }
