@@ -79,6 +79,12 @@ impl Process {
         &self.plan.name
     }
 
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
     /// Its log.
     #[must_use]
     pub fn log(&self) -> &Path {
