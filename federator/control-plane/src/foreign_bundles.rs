@@ -149,6 +149,7 @@ struct Polled {
 pub struct Metrics {
     polls: Family<Polled, Counter>,
     fetched: Family<OfDomain, Gauge>,
+    hint: Family<OfDomain, Gauge>,
 }
 
 impl Metrics {
@@ -157,9 +158,15 @@ impl Metrics {
         registry.register("foreign_bundle_polls", "Fetches of foreign bundles by how they went", self.polls.clone());
         registry.register_with_unit(
             "foreign_bundle_fetched_timestamp",
-            "When a foreign bundle was last fetched, Unix time",
+            "When a foreign bundle was last fetched, Unix time; 0: never",
             Unit::Seconds,
             self.fetched.clone(),
+        );
+        registry.register_with_unit(
+            "foreign_bundle_refresh_hint",
+            "How often a foreign bundle is fetched",
+            Unit::Seconds,
+            self.hint.clone(),
         );
     }
 }
@@ -206,8 +213,10 @@ impl ForeignBundles {
 
     /// Polls until nobody takes `inputs` any more. What is on disk is said at once.
     pub async fn run(mut self, inputs: mpsc::Sender<Input>) {
-        for (name, at) in &self.saved.fetched {
-            self.fetched_gauge(name).set(i64::try_from(*at).unwrap_or(i64::MAX));
+        for (endpoint, _) in &self.endpoints {
+            let at = self.saved.fetched.get(endpoint.trust_domain()).copied().unwrap_or_default();
+            self.fetched_gauge(endpoint.trust_domain()).set(i64::try_from(at).unwrap_or(i64::MAX));
+            self.show_hint(endpoint.trust_domain());
         }
         let (held, _) = watch::channel(Arc::new(self.saved.bundles.clone()));
         let (polls, mut polled) = mpsc::channel(1);
@@ -243,6 +252,7 @@ impl ForeignBundles {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 self.saved.fetched.insert(trust_domain.clone(), now);
                 self.fetched_gauge(trust_domain).set(i64::try_from(now).unwrap_or(i64::MAX));
+                self.show_hint(trust_domain);
                 if accepted != Accepted::Unchanged {
                     info!(%trust_domain, "foreign bundle");
                 }
@@ -250,13 +260,21 @@ impl ForeignBundles {
             }
             Err(error) => {
                 let age = self.age(trust_domain);
-                let hint = self.saved.bundles.bundle(trust_domain).and_then(|bundle| bundle.refresh_hint);
-                let stale =
-                    age.is_none_or(|age| age > STALE_HINTS * hint.unwrap_or(spiffe_identity::DEFAULT_REFRESH_HINT));
+                let stale = age.is_none_or(|age| age > STALE_HINTS * self.hint(trust_domain));
                 warn!(%trust_domain, %error, ?age, stale, "no foreign bundle, keeping the last good one");
                 false
             }
         }
+    }
+
+    fn hint(&self, trust_domain: &TrustDomain) -> Duration {
+        let hint = self.saved.bundles.bundle(trust_domain).and_then(|bundle| bundle.refresh_hint);
+        hint.unwrap_or(spiffe_identity::DEFAULT_REFRESH_HINT)
+    }
+
+    fn show_hint(&self, trust_domain: &TrustDomain) {
+        let gauge = self.metrics.hint.get_or_create_owned(&OfDomain { trust_domain: trust_domain.to_string() });
+        gauge.set(i64::try_from(self.hint(trust_domain).as_secs()).unwrap_or(i64::MAX));
     }
 
     fn age(&self, trust_domain: &TrustDomain) -> Option<Duration> {

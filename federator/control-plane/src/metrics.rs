@@ -1,5 +1,7 @@
 //! What the program counts, all of it seen in the snapshots.
 
+mod identity;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
@@ -11,6 +13,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::{Duration, MissedTickBehavior, interval};
 
+pub use self::identity::Identities;
 use crate::probe::Measurements;
 use crate::proxies::{Kind, Proxies};
 use crate::snapshot::Snapshot;
@@ -55,12 +58,14 @@ pub struct Metrics {
     cluster_alarms: Family<ClusterLabel, Gauge>,
     gateway_reachable: Family<GatewayLabels, Gauge>,
     gateway_round_trip: Family<GatewayLabels, Gauge<f64, AtomicU64>>,
+    identity: identity::Metrics,
 }
 
 impl Metrics {
     /// Adds them to a registry.
     pub fn register(&self, registry: &mut Registry) {
         let it = self.clone();
+        it.identity.register(registry);
         registry.register("exports", "ServiceExports of the cluster", it.exports);
         registry.register("imports", "Imported services", it.imports);
         registry.register("synced", "1 when the first full state was applied", it.synced);
@@ -88,6 +93,7 @@ impl Metrics {
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
         proxies: Proxies,
         measurements: Measurements,
+        identities: Identities,
     ) {
         let mut steps = interval(STEP);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,6 +104,7 @@ impl Metrics {
             }
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
             self.show(&snapshot, &proxies, &measurements);
+            self.identity.show(&identities, &snapshot);
         }
     }
 

@@ -15,6 +15,7 @@ mod links;
 mod publish_key;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use federation::{ClusterName, FederationDomain};
 use federation_api::client::federation::Session;
@@ -60,6 +61,15 @@ pub struct PlaneHandle {
     shared: Arc<Shared>,
 }
 
+/// The certificate for the federation's plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberCertificate {
+    /// Until when it is valid; `None` while the cluster is no member.
+    pub not_after: Option<SystemTime>,
+    /// Why the last renewal failed.
+    pub problem: Option<String>,
+}
+
 #[derive(Default)]
 struct Shared {
     /// Held for a moment, never over an await.
@@ -74,6 +84,7 @@ struct Shared {
     watching: watch::Sender<(bool, bool)>,
     key_wish: watch::Sender<publish_key::KeyWish>,
     key_rotation: watch::Sender<Option<RotationStatus>>,
+    renewal: watch::Sender<MemberCertificate>,
     leave_wish: watch::Sender<bool>,
     leave_problem: watch::Sender<Option<String>>,
 }
@@ -102,6 +113,12 @@ impl PlaneHandle {
     #[must_use]
     pub fn own_identity(&self) -> Option<String> {
         self.shared.own.borrow().clone()
+    }
+
+    /// How the member certificate is.
+    #[must_use]
+    pub fn member_certificate(&self) -> MemberCertificate {
+        self.shared.renewal.borrow().clone()
     }
 
     /// Passes on what follows for the federation. Files are written before.
@@ -221,6 +238,7 @@ impl Plane {
     fn stop_being_member(&self) {
         *self.handle.session() = None;
         self.handle.shared.own.send_replace(None);
+        self.handle.shared.renewal.send_replace(MemberCertificate::default());
         self.handle.shared.watchers.send_replace(None);
     }
 

@@ -12,6 +12,7 @@
 //! them. Before the first full reading of the source nothing is published, withdrawn, released or written.
 
 mod effects;
+mod foreign;
 mod local;
 mod saved;
 mod views;
@@ -43,6 +44,7 @@ use crate::snapshot::{ClusterStatus, ExportView, LinkStatus, ServiceView, Snapsh
 use crate::vips::VipAllocator;
 
 pub use effects::{Effects, TrustEffect};
+use foreign::Foreign;
 pub use saved::{Restored, SavedBundle, files};
 
 /// A moment, on both clocks.
@@ -188,7 +190,7 @@ pub struct Reconciler {
     gateways: Vec<Gateway>,
     egress_gateways: Vec<Gateway>,
     peers: Peers,
-    foreign: Vec<Bundle>,
+    foreign: Foreign,
     round_trips: BTreeMap<ClusterName, Duration>,
     publications: Option<Publications>,
     /// What the cluster may claim: its own view of its exports is the one that others have.
@@ -244,7 +246,7 @@ impl Reconciler {
             gateways: restored.gateways,
             egress_gateways: restored.egress_gateways,
             peers,
-            foreign: Vec::new(),
+            foreign: Foreign::default(),
             round_trips: BTreeMap::new(),
             publications: None,
             delegation: None,
@@ -305,7 +307,8 @@ impl Reconciler {
             Input::Session(input) => self.take_session(input, now),
             Input::RoundTrips(times) => self.take_round_trips(times),
             Input::ForeignBundles(bundles) => {
-                self.foreign = bundles;
+                self.foreign.replace(bundles);
+                self.dirty.trust = true;
                 self.dirty.snapshot = true;
             }
             Input::OwnRoots(roots) => self.take_own_roots(roots, now),

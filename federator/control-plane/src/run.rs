@@ -24,7 +24,7 @@ use crate::foreign_bundles::{self, ForeignBundles};
 use crate::import_files::{self, ImportFiles};
 use crate::kubernetes::{Election, Reviewer, Term, Writer, connect};
 use crate::membership::Membership;
-use crate::metrics::Metrics;
+use crate::metrics::{Identities, Metrics};
 use crate::names::NameSockets;
 use crate::plane::{Plane, PlaneFacts, joined_input};
 use crate::probe::{Measurements, Prober};
@@ -218,7 +218,8 @@ fn start(
 
     let metrics = Metrics::default();
     process.register(|registry| metrics.register(registry));
-    spawn(tasks, "metrics", metrics.follow(snapshots.clone(), proxies.clone(), measurements.clone()));
+    let identities = Identities { authority: own.clone(), plane: handle.clone(), rotations: rotations.clone() };
+    spawn(tasks, "metrics", metrics.follow(snapshots.clone(), proxies.clone(), measurements.clone(), identities));
     let dns = names.addresses().to_vec();
     serve_names(names, &snapshots, process, tasks);
 

@@ -11,6 +11,7 @@ use federation::{ClusterName, Gateway, HeadlessEndpoint, Namespace, ServiceId, Z
 use federation_api::discovery::v1::Resource;
 use federation_resources::Problem;
 use rustls_pki_types::CertificateDer;
+use spiffe_identity::TrustDomain;
 
 use crate::conditions::Condition;
 use crate::local::{LocalEndpoint, LocalService, NamespaceWorkloads};
@@ -59,6 +60,8 @@ pub struct Snapshot {
     pub withdrawn: bool,
     /// Identities that are shut out.
     pub denied: Arc<BTreeSet<String>>,
+    /// Trust domains outside the federation that are not believed, with the member whose root's key each has shown.
+    pub foreign_refused: Arc<BTreeMap<TrustDomain, TrustDomain>>,
     /// How reading manifests goes.
     pub source: Arc<SourceStatus>,
     /// The session with the federator.

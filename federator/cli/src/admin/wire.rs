@@ -34,6 +34,10 @@ pub(crate) struct Status {
     pub(crate) leave_problem: Option<String>,
     /// The cluster's own certificate authority.
     pub(crate) authority: Authority,
+    /// Its certificate for the federation's plane.
+    pub(crate) member_certificate: MemberCertificate,
+    /// Trust domains outside the federation that are not believed.
+    pub(crate) foreign_refused: Vec<ForeignRefused>,
     /// How far the rotation of each key is.
     pub(crate) rotations: Vec<Rotation>,
     /// The first full state was applied: what is not here does not exist.
@@ -74,6 +78,26 @@ pub(crate) struct Authority {
     pub(crate) published: bool,
     /// What its upkeep failed at.
     pub(crate) problem: Option<String>,
+}
+
+/// The cluster's certificate for the federation's plane.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct MemberCertificate {
+    /// Until when it is valid.
+    pub(crate) not_after: Option<Timestamp>,
+    /// Why it is not renewed.
+    pub(crate) problem: Option<String>,
+}
+
+/// A trust domain outside the federation that has shown a root's key of a member.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ForeignRefused {
+    /// Its name.
+    pub(crate) trust_domain: String,
+    /// The member's.
+    pub(crate) shares_key_with: String,
 }
 
 /// `GET /v1/rotations`

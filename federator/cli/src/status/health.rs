@@ -4,7 +4,7 @@
 //! federation that does not stand, a cluster that is lost, unreachable or alarming, a manifest that is not understood.
 //! A quarantined cluster is somebody's decision, and a gateway that drains is on its way out: neither is wrong.
 
-use crate::admin::wire::{Cluster, Link, Status};
+use crate::admin::wire::{Cluster, ForeignRefused, Link, Status};
 
 /// One sentence for each thing that is wrong; none when all is well.
 pub(super) fn findings(status: &Status) -> Vec<String> {
@@ -23,6 +23,12 @@ pub(super) fn findings(status: &Status) -> Vec<String> {
     }
     findings.extend(status.leave_problem.iter().map(|problem| format!("leave: {problem}")));
     findings.extend(status.authority.problem.iter().map(|problem| format!("authority: {problem}")));
+    let certificate = status.member_certificate.problem.iter();
+    findings.extend(certificate.map(|problem| format!("member certificate: not renewed: {problem}")));
+    findings.extend(status.foreign_refused.iter().map(|refused| {
+        let ForeignRefused { trust_domain, shares_key_with } = refused;
+        format!("trust domain {trust_domain}: not believed, its bundle holds a root's key of {shares_key_with}")
+    }));
     for rotation in status.rotations.iter().filter(|rotation| rotation.stalled || rotation.problem.is_some()) {
         findings.push(format!("rotation of {}: {}", rotation.key, crate::rotate::told(rotation)));
     }
@@ -108,11 +114,12 @@ mod tests {
     #[test]
     fn each_fault_is_one_finding() {
         type Fault = fn(&mut Status, &mut Cluster);
-        let faults: [(Fault, &str); 11] = [
+        let faults: [(Fault, &str); 12] = [
             (|status, _| status.joined = false, "not a member"),
             (|status, _| status.trust_bundle.connected = false, "trust-bundle: not connected"),
             (|status, _| status.federator.connected = false, "federator: not connected"),
             (|status, _| status.synced = false, "the first full state"),
+            (|status, _| status.member_certificate.problem = Some("refused".to_owned()), "not renewed: refused"),
             (|status, _| status.waiting_for.push("manifests".to_owned()), "waits for manifests"),
             (
                 |status, _| {

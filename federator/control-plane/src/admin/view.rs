@@ -38,6 +38,8 @@ pub(super) fn status(admin: &Admin) -> Value {
         "leaving": snapshot.leaving,
         "leaveProblem": admin.plane.leave_problem(),
         "authority": authority(admin, &snapshot),
+        "memberCertificate": member_certificate(admin),
+        "foreignRefused": foreign_refused(&snapshot),
         "rotations": admin.rotations.status(),
         "synced": snapshot.synced,
         "waitingFor": admin.readiness.waiting_for(),
@@ -224,6 +226,16 @@ fn authority(admin: &Admin, snapshot: &Snapshot) -> Value {
         "published": snapshot.own_bundle.published.is_some(),
         "problem": status.problem,
     })
+}
+
+fn foreign_refused(snapshot: &Snapshot) -> Vec<Value> {
+    let refused = snapshot.foreign_refused.iter();
+    refused.map(|(name, owner)| json!({ "trustDomain": name.as_str(), "sharesKeyWith": owner.as_str() })).collect()
+}
+
+fn member_certificate(admin: &Admin) -> Value {
+    let certificate = admin.plane.member_certificate();
+    json!({ "notAfter": certificate.not_after.map(timestamp), "problem": certificate.problem })
 }
 
 fn link(link: &LinkStatus) -> Value {

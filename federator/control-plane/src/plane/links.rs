@@ -1,5 +1,6 @@
 //! The two streams of a member, and the renewal of its certificate.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -7,8 +8,9 @@ use federation_api::client::federation::{Session, SessionCursor, SessionEvent, S
 use federation_api::client::trust::{self, TrustAcks, TrustCursor, TrustEvent};
 use federation_api::client::{Events, Reconnect};
 use federation_api::trust::v1::WatchResponse;
-use mesh_tls::{Identity, TrustStore, new_key_and_csr};
-use rustls_pki_types::CertificateDer;
+use mesh_tls::{Identity, Purpose, TrustStore, new_key_and_csr};
+use rand::RngExt as _;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe_identity::SpiffeId;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -17,8 +19,15 @@ use super::Plane;
 use crate::membership::{self, Membership, MembershipError};
 use crate::reconciler::{Input, SessionInput};
 
-/// A renewal that failed is tried again after this long, or after a tenth of the time that is left, whichever is longer.
-const RENEWAL_RETRY: Duration = Duration::from_secs(10);
+/// When to renew the member certificate, as parts of its life.
+const RENEW_AFTER: Range<f64> = 0.45..0.55;
+/// The least time between two renewals, whatever the clocks say.
+const LEAST_RENEWAL: Duration = Duration::from_secs(1);
+/// A renewal that failed is tried again after a tenth of the time that is left, at least this.
+const RENEWAL_RETRY: Duration = Duration::from_secs(2);
+/// How the trust-bundle knows the one control-plane of a cluster that is at work. A standby that takes over, or a process
+/// that comes back, takes the name over too: nobody waits for the connection that was lost.
+const REPLICA: &str = "leader";
 /// A bundle that could not be published is tried again after this long.
 const BUNDLE_RETRY: Duration = Duration::from_secs(5);
 /// How often a rotation asks who watches.
@@ -75,7 +84,13 @@ impl Plane {
         };
         let own = SpiffeId::control_plane(&self.facts.plane, self.facts.cluster.as_str());
         self.handle.shared.own.send_replace(own.ok().map(|id| id.to_string()));
-        let (acks, events) = trust::watch(trust_bundle.clone(), self.restored.trust.clone(), Reconnect::default());
+        self.tell_of_certificate(&identity);
+        let (acks, events) = trust::watch_as(
+            trust_bundle.clone(),
+            REPLICA.to_owned(),
+            self.restored.trust.clone(),
+            Reconnect::default(),
+        );
         let watching = self.watch_trust(events, &plane_trust, &membership);
         // Before the cluster's own objects are read nobody knows its namespaces, nor what it has to say.
         let session = async {
@@ -89,7 +104,7 @@ impl Plane {
             () = session => {}
             () = self.acknowledge(acks) => {}
             () = self.publish_bundles(trust_bundle.clone()) => {}
-            () = self.renew(trust_bundle.clone(), &identity, &membership) => {}
+            () = self.renew(trust_bundle.clone(), &identity, &plane_trust, &membership) => {}
             () = self.ask_for_watchers(trust_bundle.clone()) => {}
             () = self.keep_publish_key(trust_bundle.clone(), &membership) => {}
             () = self.leave(trust_bundle.clone(), &membership) => {}
@@ -255,22 +270,41 @@ impl Plane {
         }
     }
 
-    /// Renews the member certificate at half of its life.
-    async fn renew(&self, channel: Channel, identity: &Identity, membership: &Arc<Mutex<Membership>>) {
+    /// Renews the member certificate at half of its life, or as soon as the federation has no root any more that it is
+    /// below: the present connection is the last on which that can be asked for.
+    async fn renew(
+        &self,
+        channel: Channel,
+        identity: &Identity,
+        plane_trust: &TrustStore,
+        membership: &Arc<Mutex<Membership>>,
+    ) {
         loop {
-            tokio::time::sleep(until_half_life(identity)).await;
+            tokio::select! {
+                () = tokio::time::sleep(until_renewal(identity).max(LEAST_RENEWAL)) => {}
+                () = root_gone(identity, plane_trust) => {
+                    info!("the root that the member certificate is below is gone: renewing at once");
+                }
+            }
             match self.renewed(channel.clone(), identity, membership).await {
                 Ok(()) => {
                     info!("the member certificate is renewed");
+                    self.handle.shared.renewal.send_modify(|renewal| renewal.problem = None);
                     self.save(membership).await;
                 }
                 Err(error) => {
-                    warn!(%error, "the member certificate is not renewed");
+                    warn!(%error, "the member certificate is not renewed, the valid one stays");
+                    self.handle.shared.renewal.send_modify(|renewal| renewal.problem = Some(error.to_string()));
                     let left = identity.not_after().and_then(|end| end.duration_since(SystemTime::now()).ok());
                     tokio::time::sleep((left.unwrap_or_default() / 10).max(RENEWAL_RETRY)).await;
                 }
             }
+            self.tell_of_certificate(identity);
         }
+    }
+
+    fn tell_of_certificate(&self, identity: &Identity) {
+        self.handle.shared.renewal.send_modify(|renewal| renewal.not_after = identity.not_after());
     }
 
     async fn renewed(
@@ -291,8 +325,21 @@ impl Plane {
 }
 
 /// Zero when half of the life is over.
-fn until_half_life(identity: &Identity) -> Duration {
+fn until_renewal(identity: &Identity) -> Duration {
     let Some(validity) = identity.validity() else { return RENEWAL_RETRY };
-    let life = validity.not_after.duration_since(validity.not_before).unwrap_or_default();
-    (validity.not_before + life / 2).duration_since(SystemTime::now()).unwrap_or_default()
+    let due = validity.after(rand::rng().random_range(RENEW_AFTER));
+    due.duration_since(SystemTime::now()).unwrap_or_default()
+}
+
+/// Waits until nobody who knows the federation's roots believes the certificate any more, and a moment longer: members do
+/// not renew all at once.
+async fn root_gone(identity: &Identity, plane_trust: &TrustStore) {
+    let mut roots = plane_trust.changed();
+    while plane_trust.verify(&identity.chain(), Purpose::Client, UnixTime::now()).is_ok() {
+        if roots.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+    let moment = LEAST_RENEWAL.mul_f64(rand::rng().random_range(1.0..2.0));
+    tokio::time::sleep(moment).await;
 }

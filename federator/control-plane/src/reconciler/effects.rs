@@ -54,7 +54,9 @@ impl Reconciler {
     pub fn flush(&mut self, now: Now) -> Effects {
         let mut effects = Effects::default();
         if std::mem::take(&mut self.dirty.trust) {
-            effects.trust = Some(self.trust_effect());
+            let trust = self.trust_effect();
+            self.foreign.judge(&trust.bundles);
+            effects.trust = Some(trust);
             effects.bundle = self.own_bundle(now);
             effects.trust_applied =
                 Some(self.peers.trust().cursor().clone()).filter(|cursor| *cursor != TrustCursor::default());
@@ -188,7 +190,7 @@ impl Reconciler {
     fn snapshot(&mut self) -> Arc<Snapshot> {
         let trust = self.peers.trust();
         let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster).map(|(_, bundle)| bundle);
-        let bundles = std::iter::once(&self.facts.bundle).chain(others).chain(&self.foreign);
+        let bundles = std::iter::once(&self.facts.bundle).chain(others).chain(self.foreign.believed());
         let by_vip: HashMap<_, _> =
             self.views.iter().flat_map(|(id, view)| view.vips.iter().map(|address| (*address, id.clone()))).collect();
         if by_vip != *self.by_vip {
@@ -224,6 +226,7 @@ impl Reconciler {
             leaving: self.leaving,
             withdrawn: self.leaving && self.publications.as_ref().is_some_and(Publications::all_answered),
             denied: Arc::new(trust.deny_list().spiffe_ids.clone()),
+            foreign_refused: self.foreign.refused(),
             source: Arc::clone(&self.source),
             federator: self.federator.clone(),
             trust_bundle: self.trust_bundle.clone(),

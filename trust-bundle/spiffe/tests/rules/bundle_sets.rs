@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use rcgen::KeyPair;
 use spiffe_identity::{
-    Accepted, AuthorityError, Bundle, BundleSet, CertificateDer, MAX_TRUST_DOMAINS, OfferError, TrustDomain,
+    Accepted, AuthorityError, Bundle, BundleSet, CertificateDer, MAX_TRUST_DOMAINS, OfferError, TrustDomain, owner_of_shared_key,
 };
 
 use crate::certificates::{leaf, root, signed, uri};
@@ -90,6 +90,17 @@ fn one_key_is_a_root_of_one_trust_domain_only() {
     assert_eq!(set.offer(bundle(&west, 2, &[&good, &stolen])), Ok(Accepted::Changed), "east has left");
     let reversed = OfferError::SharedKey { trust_domain: east(), owner: west };
     assert_eq!(set.offer(bundle(&east(), 2, &[&root_of(&east(), &shared)])), Err(reversed));
+}
+
+#[test]
+fn the_owner_of_a_shared_key_is_found_among_others_only() {
+    let west = domain("west.mesh.example");
+    let (shared, own) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let members = [bundle(&east(), 1, &[&root_of(&east(), &shared)])];
+    let captured = bundle(&west, 1, &[&root_of(&west, &own), &root_of(&west, &shared)]);
+    assert_eq!(owner_of_shared_key(&captured, &members), Some(&east()));
+    assert_eq!(owner_of_shared_key(&bundle(&west, 1, &[&root_of(&west, &own)]), &members), None);
+    assert_eq!(owner_of_shared_key(&members[0], &members), None, "one's own key is no shared one");
 }
 
 #[test]
