@@ -22,6 +22,9 @@ use crate::output::note;
 /// How long one attempt to reach a replica of the trust-bundle takes at most.
 const CONNECT: Duration = Duration::from_secs(2);
 
+/// The key of a renewed certificate, before the certificate is there.
+const NEXT_KEY: &str = "operator.key.next";
+
 /// What `trust-bundle init` wrote about the federation; what is not needed here is passed over.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -82,9 +85,24 @@ impl OperatorDirectory {
 
     fn identity(&self) -> Result<Identity, Failure> {
         let (certificate, key) = (self.join("operator.crt"), self.join("operator.key"));
-        let identity = Identity::from_pem(read_text(&certificate)?.as_bytes(), read_text(&key)?.as_bytes());
+        let chain = read_text(&certificate)?;
+        let identity = match Identity::from_pem(chain.as_bytes(), read_text(&key)?.as_bytes()) {
+            Ok(identity) => identity,
+            Err(error) => self.finish_renewal(&chain).ok_or_else(|| unusable(&certificate, &error))?,
+        };
         warn_if_shared(&key);
-        identity.map_err(|error| unusable(&certificate, &error))
+        Ok(identity)
+    }
+
+    /// A renewal that was cut off between its two files left the new key beside the old one: it is put in its place.
+    fn finish_renewal(&self, chain: &str) -> Option<Identity> {
+        let next = self.join(NEXT_KEY);
+        let identity = Identity::from_pem(chain.as_bytes(), fs::read(&next).ok()?.as_slice()).ok()?;
+        // Where the directory cannot be written the next command finds the same and does the same.
+        if fs::rename(&next, self.join("operator.key")).is_ok() {
+            note("a renewal of the operator's certificate that was cut off is finished");
+        }
+        Some(identity)
     }
 
     /// Whom the trust-bundle takes this operator for.
@@ -132,8 +150,11 @@ impl OperatorDirectory {
         if !roots.is_empty() {
             self.write("federation-root.crt", pem::certificates_to_pem(&roots), 0o644)?;
         }
-        self.write("operator.key", pem::private_key_to_pem(&key), 0o600)?;
+        // Two files change as one: the new key waits beside the old one until the certificate is there, see `identity`.
+        self.write(NEXT_KEY, pem::private_key_to_pem(&key), 0o600)?;
         self.write("operator.crt", pem::certificates_to_pem(&chain), 0o644)?;
+        let (next, key) = (self.join(NEXT_KEY), self.join("operator.key"));
+        fs::rename(next, &key).map_err(|error| unusable(&key, &error))?;
         Ok(roots.len())
     }
 
@@ -147,7 +168,8 @@ impl OperatorDirectory {
             let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
             file.write_all(text.as_ref())?;
             file.sync_all()?;
-            fs::rename(&beside, &path)
+            fs::rename(&beside, &path)?;
+            fs::File::open(&self.path)?.sync_all()
         };
         write().map_err(|error| unusable(&path, &error))
     }

@@ -111,6 +111,29 @@ fn watcher(identity: &str, acknowledged: u64) -> Watcher {
 }
 
 #[tokio::test]
+async fn a_renewal_that_was_cut_off_between_its_files_is_finished_by_the_next_command() {
+    let puppet = Puppet::start().await;
+    let file = |name: &str| puppet.directory.path().join(name);
+    let admin = SpiffeId::operator(puppet.authority.trust_domain(), "admin").unwrap();
+    let ((chain, key), (_, unrelated)) =
+        (certificate(&puppet.authority, &admin), certificate(&puppet.authority, &admin));
+    fs::write(file("operator.crt"), &chain).unwrap();
+    // Without the key that belongs to it, or with another one, the certificate is of no use.
+    for next in [None, Some(&unrelated)] {
+        next.iter().for_each(|next| fs::write(file("operator.key.next"), next).unwrap());
+        let ran = puppet.run(&["authority", "status"]).await;
+        assert!(ran.code != 0 && ran.stderr.contains("operator.crt"), "{ran:?}");
+    }
+    fs::write(file("operator.key.next"), &key).unwrap();
+    let ran = puppet.run(&["authority", "status"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains("cut off is finished"), "{ran:?}");
+    assert_eq!((fs::read_to_string(file("operator.key")).unwrap(), file("operator.key.next").exists()), (key, false));
+    assert_eq!(puppet.run(&["authority", "renew"]).await.code, 0);
+    assert!(!file("operator.key.next").exists());
+}
+
+#[tokio::test]
 async fn a_quarantine_is_the_next_deny_list_and_waits_for_everybody() {
     let puppet = Puppet::start().await;
     puppet.say(|said| said.watchers = vec![watcher("spiffe://mesh.example/cluster/west/control-plane", 1_000)]);
