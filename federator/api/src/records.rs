@@ -15,7 +15,7 @@ use crate::payload::Payload;
 use crate::verify::VerifiedStatement;
 
 pub use heads::{Head, HeadScope};
-pub use received::{Patience, Received};
+pub use received::{Liveness, Patience, Received};
 
 /// What became of a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,41 +1,34 @@
 //! What is known of the other clusters: memberships, bundles, the deny-list, and their verified records.
 //!
 //! Nothing here is believed before it was verified under the membership root that was pinned at the join. What was
-//! believed stays, across disconnections and restarts, until its owner's signed word or the operator's takes it away.
+//! believed stays, across disconnections and restarts, until its owner's signed word or the operator's takes it away. What
+//! to make of words that are late, missing or older is [`Received`]'s.
 
 mod alarms;
 mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use federation::{ClusterName, Export, FederationDomain, Gateway, HeadlessEndpoint, Namespace, RecordKey, ServiceId};
 use federation_api::federation::v1::ClusterLiveness;
 use federation_api::payload::Payload;
 use federation_api::record::v1::{Signed, Statement};
-use federation_api::records::{Applied, Comparison, HeadScope, Reconciled, RecordSet};
+use federation_api::records::{Applied, Patience, Received};
 use federation_api::verify::{RecordError, VerifiedStatement};
 use prost::Message as _;
 use tracing::warn;
 
 pub use alarms::{Alarm, AlarmKind};
+pub use federation_api::records::Liveness;
 pub use trust::{PeerTrust, TrustRefusal};
 
 /// Records of clusters whose membership has not arrived yet, at most.
 const MAX_WAITING: usize = 10_000;
-/// More withdrawals of one cluster are forgotten where its heads protect their keys.
-const MAX_WITHDRAWALS: usize = 1_000;
-
-/// What the federation knows of a cluster's session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Liveness {
-    /// Its lease holds.
-    pub connected: bool,
-    /// Since when, Unix milliseconds.
-    pub since_ms: i64,
-    /// The revision it last said it had applied.
-    pub applied_revision: u64,
-}
+/// How long a difference from an owner's heads lasts before a snapshot is asked for. Clusters ask at times of their own, a
+/// half of this apart at most: an owner that says wrong heads is heard by all of them.
+const PATIENCE: Patience =
+    Patience { first: Duration::from_secs(15), longest: Duration::from_secs(3600), withdrawals: 1_000 };
 
 /// What a change concerns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,18 +40,20 @@ pub struct PeerChange {
 }
 
 impl PeerChange {
-    fn note(&mut self, cluster: &ClusterName, reconciled: Reconciled) {
-        let Reconciled::Dropped(keys) = reconciled else { return };
-        for key in keys {
+    fn of(changed: Vec<(ClusterName, RecordKey)>) -> Self {
+        let mut change = Self::default();
+        for (cluster, key) in changed {
             match key {
                 RecordKey::Export(service) | RecordKey::Slice(service, _) => {
-                    self.services.insert(service);
+                    change.services.insert(service);
                 }
-                RecordKey::Gateways | RecordKey::Bundle | RecordKey::Heads | RecordKey::Membership => {
-                    self.clusters.insert(cluster.clone());
+                RecordKey::Gateways => {
+                    change.clusters.insert(cluster);
                 }
+                RecordKey::Bundle | RecordKey::Heads | RecordKey::Membership => {}
             }
         }
+        change
     }
 
     /// Whether nothing is to be computed again.
@@ -79,27 +74,23 @@ impl PeerChange {
 pub struct Peers {
     own: ClusterName,
     trust: PeerTrust,
-    records: RecordSet,
+    received: Received,
     waiting: Vec<Signed>,
-    /// Keys that came since a session without resumption began: what its snapshot had.
-    snapshot: BTreeMap<ClusterName, BTreeSet<RecordKey>>,
-    liveness: BTreeMap<ClusterName, Liveness>,
     alarms: alarms::Alarms,
     /// When a record of the cluster was last applied.
     applied: BTreeMap<ClusterName, SystemTime>,
 }
 
 impl Peers {
-    /// Nobody is known.
+    /// Nobody is known. `spread`, below 1, sets this cluster's own times apart from others'.
     #[must_use]
-    pub fn new(own: ClusterName, federation: FederationDomain) -> Self {
+    pub fn new(own: ClusterName, federation: FederationDomain, spread: f64) -> Self {
+        let patience = Patience { first: PATIENCE.first + (PATIENCE.first / 2).mul_f64(spread), ..PATIENCE };
         Self {
             own,
             trust: PeerTrust::new(federation),
-            records: RecordSet::new(),
+            received: Received::new(patience),
             waiting: Vec::new(),
-            snapshot: BTreeMap::new(),
-            liveness: BTreeMap::new(),
             alarms: alarms::Alarms::default(),
             applied: BTreeMap::new(),
         }
@@ -115,37 +106,28 @@ impl Peers {
     pub fn change_trust<T>(&mut self, now: SystemTime, change: impl FnOnce(&mut PeerTrust) -> T) -> (T, PeerChange) {
         let outcome = change(&mut self.trust);
         for (cluster, through) in self.trust.deny_list().evictions.clone() {
-            self.records.evict(&cluster, through);
+            self.received.evict(&cluster, through);
         }
         let departures: Vec<_> = self.trust.departures().map(|(cluster, through)| (cluster.clone(), through)).collect();
         for (cluster, through) in departures {
-            self.records.evict(&cluster, through);
+            self.received.evict(&cluster, through);
         }
         let waiting = std::mem::take(&mut self.waiting);
         let mut change = self.apply(waiting, now);
-        change.clusters.extend(self.records.clusters().cloned());
+        change.clusters.extend(self.received.records().clusters().cloned());
         (outcome, change)
     }
 
     /// Takes records as they come from the federator or the disk: verified, newest first in effect.
     pub fn apply(&mut self, records: Vec<Signed>, now: SystemTime) -> PeerChange {
-        let mut change = PeerChange::default();
+        let mut changed = Vec::new();
         for signed in records {
             let Some(statement) = self.verify(signed) else { continue };
             let (cluster, key, sequence) = (statement.cluster.clone(), statement.key.clone(), statement.sequence);
-            self.snapshot.entry(cluster.clone()).or_default().insert(key.clone());
-            match self.records.apply(statement) {
+            match self.received.apply(statement) {
                 Applied::New => {
-                    match &key {
-                        RecordKey::Export(service) | RecordKey::Slice(service, _) => {
-                            change.services.insert(service.clone());
-                        }
-                        RecordKey::Gateways => {
-                            change.clusters.insert(cluster.clone());
-                        }
-                        RecordKey::Bundle | RecordKey::Heads | RecordKey::Membership => {}
-                    }
-                    self.applied.insert(cluster, now);
+                    self.applied.insert(cluster.clone(), now);
+                    changed.push((cluster, key));
                 }
                 Applied::Same => {
                     self.applied.insert(cluster, now);
@@ -156,51 +138,46 @@ impl Peers {
                 }
             }
         }
-        change
+        changed.extend(self.received.settle());
+        PeerChange::of(changed)
+    }
+
+    /// What was applied so far came from the disk.
+    pub fn restored(&mut self) {
+        self.received.restored();
     }
 
     /// A session begins; unless it resumed, a snapshot follows.
-    pub fn session_begins(&mut self) {
-        self.snapshot.clear();
+    pub fn session_begins(&mut self, resumed: bool) {
+        self.received.session_begins(resumed);
+    }
+
+    /// The session covers these namespaces.
+    pub fn covers(&mut self, namespaces: &BTreeSet<Namespace>) {
+        self.received.covers(namespaces);
     }
 
     /// A snapshot of namespaces is complete: lets go of what it lacked, where the owner's heads agree.
     pub fn snapshot_complete(&mut self, namespaces: &[Namespace], now: SystemTime) -> PeerChange {
-        let mut change = PeerChange::default();
-        let scopes = namespaces.iter().cloned().map(HeadScope::Namespace).chain([HeadScope::Cluster]);
-        for scope in scopes {
-            for cluster in self.records.clusters().cloned().collect::<Vec<_>>() {
-                let Some(present) = self.snapshot.get(&cluster) else { continue };
-                let present =
-                    present.iter().filter(|key| HeadScope::of(key).as_ref() == Some(&scope)).cloned().collect();
-                change.note(&cluster, self.records.reconcile(&cluster, &scope, &present));
-            }
-        }
+        let mut change = PeerChange::of(self.received.complete(namespaces));
         change.add(self.check_heads(now));
         change
     }
 
     /// Notices what is withheld, and lets go of what memberships that were replaced have said.
     pub fn check_heads(&mut self, now: SystemTime) -> PeerChange {
-        let mut change = PeerChange::default();
-        let clusters: Vec<_> = self.records.clusters().cloned().collect();
+        let change = PeerChange::of(self.received.check());
+        let clusters: Vec<_> = self.received.records().clusters().cloned().collect();
         for cluster in clusters {
-            let scopes: BTreeSet<HeadScope> =
-                self.records.of_cluster(&cluster).filter_map(|it| HeadScope::of(&it.key)).collect();
-            let mut differing = Vec::new();
-            for scope in &scopes {
-                change.note(&cluster, self.records.drop_replaced(&cluster, scope));
-                if self.records.compare(&cluster, scope) == Comparison::Differs {
-                    differing.push(scope.to_string());
-                }
+            let mut differing: Vec<_> = self.received.differing(&cluster).iter().map(ToString::to_string).collect();
+            if self.received.was_set_back(&cluster) {
+                differing.push(RecordKey::Heads.to_string());
             }
-            if self.records.of_cluster(&cluster).filter(|it| !it.is_live()).count() > MAX_WITHDRAWALS {
-                scopes.iter().for_each(|scope| {
-                    self.records.forget_withdrawals(&cluster, scope);
-                });
-            }
+            let records = self.received.records();
             // Its own word on what there is, and nothing is missing: what is held is what it says now.
-            if differing.is_empty() && !scopes.is_empty() && self.records.record(&cluster, &RecordKey::Heads).is_some()
+            if differing.is_empty()
+                && !records.scopes(&cluster).is_empty()
+                && records.record(&cluster, &RecordKey::Heads).is_some()
             {
                 self.applied.insert(cluster.clone(), now);
             }
@@ -209,19 +186,14 @@ impl Peers {
         change
     }
 
+    /// Whether something has differed from its owner's heads for so long that the session must begin again, with a snapshot.
+    pub fn needs_a_snapshot(&mut self, now: Instant) -> bool {
+        self.received.needs_a_snapshot(now)
+    }
+
     /// Takes the federator's word on the clusters' sessions.
     pub fn set_liveness(&mut self, clusters: &[ClusterLiveness]) -> PeerChange {
-        let mut change = PeerChange::default();
-        for it in clusters {
-            let Ok(cluster) = it.cluster.parse::<ClusterName>() else { continue };
-            let liveness =
-                Liveness { connected: it.connected, since_ms: it.since_ms, applied_revision: it.applied_revision };
-            let before = self.liveness.insert(cluster.clone(), liveness);
-            if before.is_none_or(|before| before.connected != it.connected) {
-                change.clusters.insert(cluster);
-            }
-        }
-        change
+        PeerChange { clusters: self.received.set_liveness(clusters), ..PeerChange::default() }
     }
 
     /// Whether what a cluster says counts: it is a member, and not shut out.
@@ -232,13 +204,13 @@ impl Peers {
 
     /// Who else exports a service, and how.
     pub fn exports<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = (&'a ClusterName, &'a Export)> {
-        self.records.exports(service).filter(|(cluster, _)| self.believes(cluster))
+        self.received.records().exports(service).filter(|(cluster, _)| self.believes(cluster))
     }
 
     /// The endpoints of a headless service in one cluster.
     #[must_use]
     pub fn headless(&self, cluster: &ClusterName, service: &ServiceId) -> Vec<HeadlessEndpoint> {
-        let slices = self.records.of_cluster(cluster).filter_map(|statement| match &statement.payload {
+        let slices = self.received.records().of_cluster(cluster).filter_map(|statement| match &statement.payload {
             Payload::Slice(slice) if slice.service == *service => Some(slice),
             _ => None,
         });
@@ -247,30 +219,30 @@ impl Peers {
 
     /// Every service that some other cluster exports.
     pub fn services(&self) -> impl Iterator<Item = &ServiceId> {
-        self.records.iter().filter(|it| self.believes(&it.cluster)).filter_map(exported_service)
+        self.received.records().iter().filter(|it| self.believes(&it.cluster)).filter_map(exported_service)
     }
 
     /// The services that one cluster exports.
     pub fn services_of<'a>(&'a self, cluster: &ClusterName) -> impl Iterator<Item = &'a ServiceId> {
-        self.records.of_cluster(cluster).filter_map(exported_service)
+        self.received.records().of_cluster(cluster).filter_map(exported_service)
     }
 
     /// A cluster's gateways.
     #[must_use]
     pub fn gateways(&self, cluster: &ClusterName) -> &[Gateway] {
-        if self.believes(cluster) { self.records.gateways(cluster) } else { &[] }
+        if self.believes(cluster) { self.received.records().gateways(cluster) } else { &[] }
     }
 
     /// A cluster's session, as far as the federation has said.
     #[must_use]
     pub fn liveness(&self, cluster: &ClusterName) -> Option<Liveness> {
-        self.liveness.get(cluster).copied()
+        self.received.liveness(cluster)
     }
 
     /// The federation has lost touch with it. What is not known is not suspected.
     #[must_use]
     pub fn suspect(&self, cluster: &ClusterName) -> bool {
-        self.liveness(cluster).is_some_and(|liveness| !liveness.connected)
+        self.received.suspects(cluster)
     }
 
     /// When a record of the cluster was last applied or confirmed.
@@ -292,12 +264,18 @@ impl Peers {
     /// All records as they came, to be written down.
     #[must_use]
     pub fn envelopes(&self) -> Vec<Signed> {
-        self.records.iter().map(|statement| statement.signed.clone()).chain(self.waiting.iter().cloned()).collect()
+        self.received
+            .records()
+            .iter()
+            .map(|statement| statement.signed.clone())
+            .chain(self.waiting.iter().cloned())
+            .collect()
     }
 
     fn verify(&mut self, signed: Signed) -> Option<VerifiedStatement> {
         // Only the name of the cluster is read before the signature is checked, to know whose key to check it with.
         let cluster = speaker(&signed)?;
+        // What it says itself is taken back by its publications, if it was forgotten.
         if cluster == self.own {
             return None;
         }

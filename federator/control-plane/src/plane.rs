@@ -128,7 +128,9 @@ impl PlaneHandle {
             if let Some(namespaces) = &effects.namespaces {
                 session.set_namespaces(namespaces.as_ref().clone());
             }
-            if let Some(cursor) = effects.session_applied.take() {
+            if effects.begin_anew {
+                session.begin_anew();
+            } else if let Some(cursor) = effects.session_applied.take() {
                 session.applied(cursor);
             }
         }

@@ -1,258 +1,27 @@
-//! The cluster's own records: what it wants to say, what it has signed, and what the federator answered.
-//!
-//! Pure. A record is signed again only when its content changes, so a restart sends no burst of news; a record that is no
-//! longer wanted is replaced by a signed withdrawal, never by silence. Each batch ends with new heads.
+//! The cluster's own records, and its bundle, which is signed among them and published apart.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use federation::RecordKey;
-use federation_api::federation::v1::refusal::Reason;
-use federation_api::federation::v1::{PublishResult, Refusal};
-use federation_api::payload::Payload;
 use federation_api::record::v1::Signed;
-use federation_api::records::{Head, HeadScope};
-use federation_api::signing::{SequenceClock, SignError, Speaker};
-use federation_api::verify::VerifiedMember;
 use spiffe_identity::Bundle;
 
 use crate::membership::{MembershipError, sign_bundle};
 
-/// Withdrawals that are kept to be said again, at most; the oldest go first.
-const MAX_WITHDRAWALS: usize = 4_096;
-/// Refused records are signed again at most this often.
-const SIGN_AGAIN: Duration = Duration::from_secs(1);
+pub use federation_api::publications::{Answer, Publications, Successor};
 
-/// What the federator answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Nothing yet.
-    Pending,
-    /// Stored durably.
-    Stored,
-    /// Refused.
-    Refused(String),
-}
+/// Heads are signed again this often, whether or not something changed: a thousand clusters cost the store one small write
+/// in four seconds, and nobody who has them hears of it.
+pub(crate) const HEADS_REFRESH: Duration = Duration::from_secs(3600);
 
-#[derive(Clone, Debug)]
-struct Own {
-    payload: Payload,
-    sequence: u64,
-    signed: Signed,
-    answer: Answer,
-}
-
-/// Who speaks after the present speaker, of the same membership.
-#[derive(Debug)]
-pub struct Successor {
-    /// With sequences above this one.
-    pub after: u64,
-    /// With the key of the next grant.
-    pub speaker: Speaker,
-}
-
-/// Own records under one membership.
-#[derive(Debug)]
-pub struct Publications {
-    speaker: Speaker,
-    successor: Option<Successor>,
-    clock: SequenceClock,
-    records: BTreeMap<RecordKey, Own>,
-    /// The federator holds something newer under these keys: what is held here went back in time.
-    behind: BTreeSet<RecordKey>,
-    signed_again: Option<Instant>,
-}
-
-impl Publications {
-    /// Goes on with what was signed before, as far as it is of this membership.
-    #[must_use]
-    pub fn new(speaker: Speaker, successor: Option<Successor>, member: &VerifiedMember, saved: Vec<Signed>) -> Self {
-        let mut clock = SequenceClock::after(0);
-        let mut records = BTreeMap::new();
-        for signed in saved {
-            let Ok(statement) = member.verify(&signed) else { continue };
-            clock = SequenceClock::after(clock.last().max(statement.sequence));
-            let own = Own { payload: statement.payload, sequence: statement.sequence, signed, answer: Answer::Pending };
-            records.insert(statement.key, own);
-        }
-        Self { speaker, successor, clock, records, behind: BTreeSet::new(), signed_again: None }
-    }
-
-    /// Goes on with other keys of the same membership. Records that the key they were signed with may not have are to be
-    /// signed again: [`sign_again`](Self::sign_again).
-    pub fn rekey(&mut self, speaker: Speaker, successor: Option<Successor>) {
-        if let Some(successor) = &successor {
-            let void = self.records.iter().filter(|(_, own)| own.sequence > successor.after);
-            self.behind.extend(void.map(|(key, _)| key.clone()));
-        }
-        (self.speaker, self.successor) = (speaker, successor);
-    }
-
-    /// Whose key a statement with this sequence is to be signed with.
-    fn speaker_of(&self, sequence: u64) -> &Speaker {
-        let successor = self.successor.as_ref().filter(|successor| sequence > successor.after);
-        successor.map_or(&self.speaker, |successor| &successor.speaker)
-    }
-
-    /// The last sequence that was used.
-    #[must_use]
-    pub fn last_sequence(&self) -> u64 {
-        self.clock.last()
-    }
-
-    /// Says `wanted` from now on: all records that are to be live, but bundle and heads. Returns what is newly signed.
-    ///
-    /// # Errors
-    /// [`SignError`]: a payload that is not of its key's kind.
-    pub fn say(&mut self, wanted: &BTreeMap<RecordKey, Payload>, now: SystemTime) -> Result<Vec<Signed>, SignError> {
-        let mut news = Vec::new();
-        let live =
-            self.records.iter().filter(|(key, own)| **key != RecordKey::Heads && own.payload != Payload::Withdrawal);
-        let gone: Vec<_> = live.map(|(key, _)| key).filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for key in gone {
-            news.push(self.sign(&key, Payload::Withdrawal, now)?);
-        }
-        for (key, payload) in wanted {
-            if self.records.get(key).is_none_or(|own| own.payload != *payload) {
-                news.push(self.sign(key, payload.clone(), now)?);
-            }
-        }
-        let heads = Payload::Heads(self.heads());
-        if self.records.get(&RecordKey::Heads).is_none_or(|own| own.payload != heads) {
-            news.push(self.sign(&RecordKey::Heads, heads, now)?);
-        }
-        self.forget_old_withdrawals();
-        Ok(news)
-    }
-
-    /// Takes the federator's answers. Returns whether one is news.
-    pub fn answer(&mut self, results: &[PublishResult]) -> bool {
-        let mut changed = false;
-        for result in results {
-            let Ok(key) = result.key.parse::<RecordKey>() else { continue };
-            let Some(own) = self.records.get_mut(&key) else { continue };
-            if own.sequence != result.sequence {
-                continue;
-            }
-            let answer = result.refusal.as_ref().map_or(Answer::Stored, |refusal| Answer::Refused(describe(refusal)));
-            let reason = result.refusal.as_ref().map(Refusal::reason);
-            if matches!(reason, Some(Reason::Stale | Reason::Equivocation)) {
-                self.behind.insert(key);
-            }
-            changed |= own.answer != answer;
-            own.answer = answer;
-        }
-        changed
-    }
-
-    /// When [`sign_again`](Self::sign_again) has something to do.
-    #[must_use]
-    pub fn sign_again_due(&self, now: Instant) -> Option<Instant> {
-        (!self.behind.is_empty()).then(|| self.signed_again.map_or(now, |at| at + SIGN_AGAIN))
-    }
-
-    /// Signs anew, with higher sequences, what was refused for something newer of this cluster's own: its state came
-    /// from a backup. The heads are of what is signed then.
-    ///
-    /// # Errors
-    /// [`SignError`]
-    pub fn sign_again(&mut self, now: Instant, system: SystemTime) -> Result<Vec<Signed>, SignError> {
-        let mut news = Vec::new();
-        if self.sign_again_due(now).is_none_or(|due| due > now) {
-            return Ok(news);
-        }
-        self.signed_again = Some(now);
-        let mut behind = std::mem::take(&mut self.behind);
-        behind.remove(&RecordKey::Heads);
-        for key in behind {
-            if let Some(own) = self.records.get(&key) {
-                let payload = own.payload.clone();
-                news.push(self.sign(&key, payload, system)?);
-            }
-        }
-        let heads = Payload::Heads(self.heads());
-        news.push(self.sign(&RecordKey::Heads, heads, system)?);
-        Ok(news)
-    }
-
-    /// The federator has answered for every record.
-    #[must_use]
-    pub fn all_answered(&self) -> bool {
-        self.records.values().all(|own| own.answer != Answer::Pending)
-    }
-
-    /// What the federator answered to the record of a key.
-    #[must_use]
-    pub fn answered(&self, key: &RecordKey) -> Option<&Answer> {
-        self.records.get(key).filter(|own| own.payload != Payload::Withdrawal).map(|own| &own.answer)
-    }
-
-    /// Every record, withdrawals included: to be sent where nothing is known, and to be written down.
-    #[must_use]
-    pub fn envelopes(&self) -> Vec<Signed> {
-        self.records.values().map(|own| own.signed.clone()).collect()
-    }
-
-    /// Signs the own bundle, which is published apart from the set, with the next sequence.
-    ///
-    /// # Errors
-    /// [`MembershipError`]
-    pub fn sign_bundle(&mut self, bundle: &Bundle, now: SystemTime) -> Result<Signed, MembershipError> {
-        let sequence = self.clock.next(now);
-        sign_bundle(self.speaker_of(sequence), bundle, sequence, now)
-    }
-
-    /// Who speaks.
-    #[must_use]
-    pub fn speaker(&self) -> &Speaker {
-        &self.speaker
-    }
-
-    fn sign(&mut self, key: &RecordKey, payload: Payload, now: SystemTime) -> Result<Signed, SignError> {
-        let sequence = self.clock.next(now);
-        let signed = self.speaker_of(sequence).sign(sequence, now, key, &payload)?;
-        self.records.insert(key.clone(), Own { payload, sequence, signed: signed.clone(), answer: Answer::Pending });
-        Ok(signed)
-    }
-
-    fn heads(&self) -> Vec<Head> {
-        let mut scopes: BTreeMap<HeadScope, Vec<(&RecordKey, u64)>> = BTreeMap::new();
-        for (key, own) in &self.records {
-            let Some(scope) = HeadScope::of(key) else { continue };
-            let lines = scopes.entry(scope).or_default();
-            if own.payload != Payload::Withdrawal {
-                lines.push((key, own.sequence));
-            }
-        }
-        let live = scopes.into_iter().filter(|(_, lines)| !lines.is_empty());
-        live.map(|(scope, lines)| Head::of(scope, lines)).collect()
-    }
-
-    fn forget_old_withdrawals(&mut self) {
-        let mut withdrawn: Vec<_> = self
-            .records
-            .iter()
-            .filter(|(_, own)| own.payload == Payload::Withdrawal)
-            .map(|(key, own)| (own.sequence, key.clone()))
-            .collect();
-        withdrawn.sort_unstable();
-        let many = withdrawn.len().saturating_sub(MAX_WITHDRAWALS);
-        for (_, key) in withdrawn.into_iter().take(many) {
-            self.records.remove(&key);
-        }
-    }
-}
-
-fn describe(refusal: &Refusal) -> String {
-    let reason = match refusal.reason() {
-        Reason::Unspecified => "refused",
-        Reason::NotYours => "not this cluster's record",
-        Reason::Stale => "a higher sequence is stored already",
-        Reason::Equivocation => "another content is stored with the same sequence",
-        Reason::NotDelegated => "outside of the delegation",
-        Reason::Quota => "over the quota",
-        Reason::Malformed => "malformed",
-        Reason::NotPublisher => "another session publishes for this cluster",
-    };
-    if refusal.detail.is_empty() { reason.to_owned() } else { format!("{reason}: {}", refusal.detail) }
+/// Signs the own bundle with the next sequence.
+///
+/// # Errors
+/// [`MembershipError`]
+pub(crate) fn sign_own_bundle(
+    publications: &mut Publications,
+    bundle: &Bundle,
+    now: SystemTime,
+) -> Result<Signed, MembershipError> {
+    let (sequence, speaker) = publications.next_sequence(now);
+    sign_bundle(speaker, bundle, sequence, now)
 }

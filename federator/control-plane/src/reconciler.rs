@@ -15,6 +15,7 @@ mod effects;
 mod foreign;
 mod local;
 mod saved;
+mod session;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +39,8 @@ use spiffe_identity::Bundle;
 use tracing::{error, warn};
 
 use crate::local::{LocalIndex, LocalService, NamespaceWorkloads};
-use crate::peers::{self, PeerChange, Peers};
-use crate::publications::{Publications, Successor};
+use crate::peers::{PeerChange, Peers};
+use crate::publications::{HEADS_REFRESH, Publications, Successor};
 use crate::snapshot::{ClusterStatus, ExportView, LinkStatus, ServiceView, Snapshot, SourceStatus};
 use crate::vips::VipAllocator;
 
@@ -156,6 +157,8 @@ pub struct Facts {
     pub trust_domain: String,
     /// The cluster's own roots, and their sequence as it goes on from what was on disk.
     pub bundle: Bundle,
+    /// Below 1, by chance: sets this cluster's own times apart from others'.
+    pub spread: f64,
 }
 
 /// The capacity of one export as it was last told, and who decides when to tell again.
@@ -216,6 +219,9 @@ pub struct Reconciler {
     trust_bundle: LinkStatus,
     dirty: Dirty,
     publish_all: bool,
+    begin_anew: bool,
+    /// The session is to begin again: what the present one leads to is not to be gone on from.
+    cursors_are_void: bool,
     /// Nothing is to be said any more.
     leaving: bool,
     last: Snapshot,
@@ -226,7 +232,7 @@ impl Reconciler {
     /// An owner with what was on disk. A cluster that is a member gives `joined`.
     #[must_use]
     pub fn new(facts: Facts, vips: VipAllocator, restored: Restored, joined: Option<Joined>, now: Now) -> Self {
-        let mut peers = Peers::new(facts.cluster.clone(), facts.federation.clone());
+        let mut peers = Peers::new(facts.cluster.clone(), facts.federation.clone(), facts.spread);
         if let Some(joined) = &joined {
             peers.change_trust(now.system, |trust| {
                 trust.pin(joined.root);
@@ -234,6 +240,7 @@ impl Reconciler {
             });
         }
         peers.apply(restored.peers, now.system);
+        peers.restored();
         let peers_synced = joined.is_none() || restored.peers_synced;
         let mut reconciler = Self {
             index: LocalIndex::new(facts.cluster.clone()),
@@ -268,6 +275,8 @@ impl Reconciler {
             trust_bundle: LinkStatus::default(),
             dirty: Dirty { all: true, records: true, trust: true, snapshot: true, ..Dirty::default() },
             publish_all: true,
+            begin_anew: false,
+            cursors_are_void: false,
             leaving: false,
             last: Snapshot::default(),
             save: saved::Unsaved { bundle: true, ..saved::Unsaved::default() },
@@ -314,7 +323,7 @@ impl Reconciler {
             Input::OwnRoots(roots) => self.take_own_roots(roots, now),
             Input::PublishKeys(joined) => {
                 if let Some(publications) = &mut self.publications {
-                    publications.rekey(joined.speaker, joined.successor);
+                    publications.rekey(joined.speaker, joined.successor, joined.member);
                 }
                 // What nobody could verify so far may be refused: said again, it is taken.
                 self.publish_all = true;
@@ -344,7 +353,7 @@ impl Reconciler {
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         let again = self.publications.as_ref().filter(|_| self.source_synced);
-        let again = again.and_then(|publications| publications.sign_again_due(Instant::now()));
+        let again = again.map(|publications| publications.sign_again_due(Instant::now()));
         self.told.values().filter_map(|told| told.reporter.next_due()).chain(again).min()
     }
 
@@ -354,7 +363,8 @@ impl Reconciler {
             None => std::mem::take(&mut self.published_before),
         };
         self.delegation = Some(joined.member.delegation().clone());
-        self.publications = Some(Publications::new(joined.speaker, joined.successor, &joined.member, before));
+        self.publications =
+            Some(Publications::new(joined.speaker, joined.successor, joined.member, before, HEADS_REFRESH));
         self.publish_all = true;
         self.published_to = None;
     }
@@ -380,9 +390,9 @@ impl Reconciler {
             error!(%refusal, "a part of the trust state is refused");
         }
         self.touch(change);
-        let own = |signed: &Signed| peers::speaker(signed).is_some_and(|cluster| cluster == self.facts.cluster);
-        if update.full || update.bundles.iter().any(own) {
-            self.bundle_missing = !update.bundles.iter().any(own);
+        let own = update.bundles.iter().any(|signed| self.is_own(signed));
+        if update.full || own {
+            self.bundle_missing = !own;
         }
         self.trust_bundle.connected = true;
         self.trust_bundle.last_applied = Some(now.system);
@@ -396,7 +406,7 @@ impl Reconciler {
 
     /// Nothing of the federation is believed any more; the cluster's own services go on.
     fn take_departure(&mut self) {
-        self.peers = Peers::new(self.facts.cluster.clone(), self.facts.federation.clone());
+        self.peers = Peers::new(self.facts.cluster.clone(), self.facts.federation.clone(), self.facts.spread);
         self.leaving = false;
         self.publications = None;
         self.delegation = None;
@@ -420,73 +430,6 @@ impl Reconciler {
             self.save.bundle = true;
             self.dirty.trust = true;
             self.dirty.snapshot = true;
-        }
-    }
-
-    fn take_session(&mut self, input: SessionInput, now: Now) {
-        self.dirty.snapshot = true;
-        match input {
-            SessionInput::Connected { incarnation, resumed } => {
-                if !resumed {
-                    self.peers.session_begins();
-                }
-                // Another history may lack what was stored in the one before.
-                self.publish_all |= self.published_to.as_ref() != Some(&incarnation);
-                self.published_to = Some(incarnation.clone());
-                self.federator.incarnation = incarnation;
-                self.federator.connected = true;
-                self.federator.problem = None;
-            }
-            SessionInput::Changes(records, cursor) => {
-                let change = self.peers.apply(records, now.system);
-                self.touch(change);
-                self.applied(cursor, now);
-            }
-            SessionInput::SnapshotComplete(namespaces, cursor) => {
-                let change = self.peers.snapshot_complete(&namespaces, now.system);
-                self.touch(change);
-                self.peers_synced = true;
-                self.applied(cursor, now);
-            }
-            SessionInput::Published(results) => {
-                self.dirty.snapshot |= self.leaving;
-                if self.publications.as_mut().is_some_and(|publications| publications.answer(&results)) {
-                    let keys = results.iter().filter_map(|result| result.key.parse().ok());
-                    self.dirty.services.extend(keys.filter_map(|key| match key {
-                        RecordKey::Export(service) => Some(service),
-                        _ => None,
-                    }));
-                }
-            }
-            SessionInput::Liveness(clusters) => {
-                let change = self.peers.set_liveness(&clusters);
-                self.touch(change);
-            }
-            SessionInput::Heartbeat(revision) => {
-                self.federator.last_applied = Some(now.system);
-                self.federator.revision = self.federator.revision.max(revision);
-                let change = self.peers.check_heads(now.system);
-                self.touch(change);
-            }
-            SessionInput::Disconnected(reason) => {
-                self.federator.connected = false;
-                self.federator.problem = Some(reason);
-            }
-        }
-    }
-
-    fn applied(&mut self, cursor: SessionCursor, now: Now) {
-        self.federator.revision = cursor.revision;
-        self.federator.last_applied = Some(now.system);
-        self.session_cursor = Some(cursor);
-        self.save.peers = true;
-    }
-
-    fn touch(&mut self, change: PeerChange) {
-        if !change.is_empty() {
-            self.dirty.services.extend(change.services);
-            self.dirty.clusters.extend(change.clusters);
-            self.save.peers = true;
         }
     }
 

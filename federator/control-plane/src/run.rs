@@ -189,6 +189,7 @@ fn start(
         federation: config.federation.clone(),
         trust_domain: config.trust_domain_name(),
         bundle,
+        spread: rand::random(),
     };
     let vips = VipAllocator::new(config.clusterset_ips.ipv4, config.clusterset_ips.ipv6, restored.vips.clone());
     let reconciler = Reconciler::new(facts, vips, restored, joined, Now::read());

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use federation::{ClusterName, Namespace, RecordKey};
 
+use crate::federation::v1::ClusterLiveness;
+
 use super::{Applied, Comparison, HeadScope, Reconciled, RecordSet};
 use crate::verify::VerifiedStatement;
 
@@ -33,6 +35,17 @@ pub struct Patience {
     pub longest: Duration,
     /// More withdrawals of one cluster are forgotten, where its heads protect their keys.
     pub withdrawals: usize,
+}
+
+/// What the federation knows of a cluster's session. Nothing is believed or let go of for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Liveness {
+    /// Its lease holds.
+    pub connected: bool,
+    /// Since when, Unix milliseconds.
+    pub since_ms: i64,
+    /// The revision it last said it had applied.
+    pub applied_revision: u64,
 }
 
 /// A cluster whose records differed lately.
@@ -60,6 +73,7 @@ pub struct Received {
     touched: BTreeSet<ClusterName>,
     differing: BTreeMap<ClusterName, Vec<HeadScope>>,
     lasting: BTreeMap<ClusterName, Lasting>,
+    liveness: BTreeMap<ClusterName, Liveness>,
     patience: Patience,
 }
 
@@ -76,6 +90,7 @@ impl Received {
             touched: BTreeSet::new(),
             differing: BTreeMap::new(),
             lasting: BTreeMap::new(),
+            liveness: BTreeMap::new(),
             patience,
         }
     }
@@ -84,6 +99,16 @@ impl Received {
     #[must_use]
     pub fn records(&self) -> &RecordSet {
         &self.records
+    }
+
+    /// What was [applied](Self::apply) so far came from this receiver's own disk. Where heads agree with it, no older word
+    /// counts.
+    pub fn restored(&mut self) {
+        for cluster in std::mem::take(&mut self.touched) {
+            for scope in self.records.scopes(&cluster) {
+                self.records.forget_withdrawals(&cluster, &scope);
+            }
+        }
     }
 
     /// A session begins: it goes on where another one ended, or with a snapshot.
@@ -214,6 +239,33 @@ impl Received {
             it.due.is_some() || now < it.until
         });
         needs
+    }
+
+    /// Takes the federation's word on the clusters' sessions. Returns who was lost or came back.
+    pub fn set_liveness(&mut self, clusters: &[ClusterLiveness]) -> BTreeSet<ClusterName> {
+        let mut changed = BTreeSet::new();
+        for it in clusters {
+            let Ok(cluster) = it.cluster.parse::<ClusterName>() else { continue };
+            let liveness =
+                Liveness { connected: it.connected, since_ms: it.since_ms, applied_revision: it.applied_revision };
+            let before = self.liveness.insert(cluster.clone(), liveness);
+            if before.is_none_or(|before| before.connected != it.connected) {
+                changed.insert(cluster);
+            }
+        }
+        changed
+    }
+
+    /// A cluster's session, as far as the federation has said.
+    #[must_use]
+    pub fn liveness(&self, cluster: &ClusterName) -> Option<Liveness> {
+        self.liveness.get(cluster).copied()
+    }
+
+    /// The federation has lost touch with it. What is not known is not suspected.
+    #[must_use]
+    pub fn suspects(&self, cluster: &ClusterName) -> bool {
+        self.liveness(cluster).is_some_and(|liveness| !liveness.connected)
     }
 
     /// Drops what memberships up to and including a generation have said: an eviction, or a departure.

@@ -15,7 +15,7 @@ use tracing::{error, warn};
 
 use super::saved::next_bundle_sequence;
 use super::{Now, Reconciler};
-use crate::publications::Publications;
+use crate::publications::{Publications, sign_own_bundle};
 use crate::resources::{self, MeshFacts};
 use crate::snapshot::{OwnBundle, Snapshot, Standing};
 
@@ -34,6 +34,8 @@ pub struct Effects {
     pub namespaces: Option<Arc<BTreeSet<Namespace>>>,
     /// Other clusters' records are applied, and written down, up to here.
     pub session_applied: Option<SessionCursor>,
+    /// The session is to begin again, with a snapshot.
+    pub begin_anew: bool,
     /// The trust state is applied, and written down, up to here.
     pub trust_applied: Option<TrustCursor>,
     /// The cluster's own bundle, signed anew: the federation has another one, or none.
@@ -67,6 +69,7 @@ impl Reconciler {
             self.refresh_views(now);
         }
         effects.session_applied = self.session_cursor.take();
+        effects.begin_anew = std::mem::take(&mut self.begin_anew);
         self.save(&mut effects);
         if std::mem::take(&mut self.dirty.snapshot) && self.source_synced {
             effects.snapshot = Some(self.snapshot());
@@ -100,7 +103,9 @@ impl Reconciler {
             match publications.sign_again(now.instant, now.system) {
                 Ok(news) if news.is_empty() => {}
                 Ok(news) => {
-                    warn!(records = news.len(), "the federator has newer records of this cluster: signed again");
+                    if news.len() > 1 {
+                        warn!(records = news.len(), "the federator has newer records of this cluster: signed again");
+                    }
                     self.save.published = true;
                     // Later ones replace earlier ones of the same keys.
                     effects.publish.extend(news);
@@ -150,7 +155,7 @@ impl Reconciler {
             self.dirty.snapshot = true;
         }
         let publications = self.publications.as_mut()?;
-        let signed = publications.sign_bundle(&self.facts.bundle, now.system);
+        let signed = sign_own_bundle(publications, &self.facts.bundle, now.system);
         signed.inspect_err(|error| error!(%error, "the own bundle cannot be signed")).ok()
     }
 

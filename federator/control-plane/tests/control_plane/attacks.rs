@@ -25,7 +25,7 @@ struct East {
 impl East {
     fn new() -> Self {
         let root = MembershipRoot::generate().unwrap();
-        let mut peers = Peers::new(cluster("east"), federation());
+        let mut peers = Peers::new(cluster("east"), federation(), 0.0);
         let ((), _) = peers.change_trust(SystemTime::now(), |trust| trust.pin(root.public()));
         Self { root, peers, epoch: 0 }
     }

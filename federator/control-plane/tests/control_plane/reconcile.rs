@@ -176,6 +176,7 @@ fn reconciler(root: &MembershipRoot, own: &Peer, restored: Restored, joined: boo
             sequence: 1,
             refresh_hint: None,
         },
+        spread: 0.0,
     };
     let vips = VipAllocator::new("241.7.0.0/16".parse().unwrap(), None, restored.vips.clone());
     Reconciler::new(facts, vips, restored, joined.then(|| own.joined(root)), now)
