@@ -1,13 +1,16 @@
-//! `/debug/state`: everything this sidecar knows, as JSON for people.
+//! `/debug/state`: everything this sidecar knows, as JSON for people; `/debug/explain`: see [`explain`].
+
+mod explain;
+mod shown;
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use axum::extract::State;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use balance::{EjectionExplanation, Explanation, GroupExplanation, MemberExplanation};
+use balance::Explanation;
 use mesh_tls::{Identity, TrustStore};
 use serde_json::{Value, json};
 
@@ -17,7 +20,6 @@ use crate::metrics::Metrics;
 use crate::routing::route::Route;
 use crate::routing::state::unix_seconds;
 use crate::routing::{self, Entry};
-use crate::session::path::Path;
 
 /// What the page shows.
 #[derive(Clone)]
@@ -32,7 +34,7 @@ pub(crate) struct Shown {
 
 /// The admin listener's routes.
 pub(crate) fn routes(shown: Shown) -> Router {
-    Router::new().route("/debug/state", get(state)).with_state(shown)
+    Router::new().route("/debug/state", get(state)).route("/debug/explain", post(explain::explain)).with_state(shown)
 }
 
 async fn state(State(shown): State<Shown>) -> Json<Value> {
@@ -94,17 +96,6 @@ fn service(entry: &Entry) -> Value {
 
 fn port(route: &Route) -> Value {
     let Explanation { panic, overprovisioning, priorities, counters } = route.explain();
-    let priorities: Vec<Value> = priorities
-        .iter()
-        .map(|priority| {
-            json!({
-                "priority": priority.priority,
-                "health": priority.health,
-                "load": priority.load,
-                "groups": priority.groups.iter().map(group).collect::<Vec<_>>(),
-            })
-        })
-        .collect();
     json!({
         "port": route.port,
         "protocol": format!("{:?}", route.protocol),
@@ -119,67 +110,6 @@ fn port(route: &Route) -> Value {
             "endpoint": counters.endpoint_ejections,
             "cluster": counters.group_ejections,
         },
-        "priorities": priorities,
-    })
-}
-
-fn group(group: &GroupExplanation<Path>) -> Value {
-    json!({
-        "name": group.name.as_str(),
-        "total": group.capacity_total,
-        "ready": group.capacity_ready,
-        "healthy": group.healthy,
-        "load": group.load,
-        "suspect": group.suspect,
-        "demoted": group.demoted,
-        "ejected": group.ejected.as_ref().map(ejection),
-        "gateways": group.gateways.iter().map(|gateway| json!({
-            "name": gateway.name.as_str(),
-            "ejected": gateway.ejected.as_ref().map(ejection),
-        })).collect::<Vec<_>>(),
-        "endpoints": group.endpoints.iter().map(|endpoint| json!({
-            "id": endpoint.id.as_str(),
-            "ejected": endpoint.ejected.as_ref().map(ejection),
-        })).collect::<Vec<_>>(),
-        "members": group.members.iter().map(member).collect::<Vec<_>>(),
-    })
-}
-
-fn member(member: &MemberExplanation<Path>) -> Value {
-    let path = &member.id;
-    let sessions: Vec<Value> = path
-        .sessions()
-        .live()
-        .iter()
-        .map(|session| {
-            json!({
-                "peer": &*session.peer.identity,
-                "endpoint": &**session.peer.endpoint_text(),
-                "requests": session.load(),
-            })
-        })
-        .collect();
-    json!({
-        "via": format!("{:?}", path.id().via),
-        "serverName": path.id().server_name,
-        "gateway": member.gateway.as_ref().map(balance::GatewayName::as_str),
-        "endpoint": member.endpoint.as_ref().map(balance::EndpointId::as_str),
-        "load": member.load,
-        "unavailable": member.unavailable.map(|why| format!("{why:?}")),
-        "ejected": member.ejected.as_ref().map(ejection),
-        "slowStart": member.slow_start,
-        "inFlight": member.in_flight,
-        "latencyMicroseconds": member.latency.map(|latency| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX)),
-        "roundTripMicroseconds": path.round_trip().map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
-        "consecutiveFailures": member.consecutive_failures,
-        "sessions": sessions,
-    })
-}
-
-fn ejection(ejection: &EjectionExplanation) -> Value {
-    json!({
-        "cause": format!("{:?}", ejection.cause),
-        "remainingMilliseconds": u64::try_from(ejection.remaining.as_millis()).unwrap_or(u64::MAX),
-        "times": ejection.times,
+        "priorities": shown::priorities(route, &priorities),
     })
 }

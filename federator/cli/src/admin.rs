@@ -13,6 +13,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -20,7 +21,7 @@ use crate::failure::Failure;
 use wire::{Cluster, Clusters, Export, Exports, Import, Imports, Rotation, Rotations, Status};
 
 /// A control-plane that has not answered a question by now is stuck: its answers are made of what it has in memory.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// One that has not done something by now is stuck: joining, which calls the trust-bundle, takes longest.
 const ACTION_DEADLINE: Duration = Duration::from_secs(60);
 /// No answer is larger.
@@ -158,23 +159,10 @@ impl Admin {
     }
 
     async fn exchange(&self, what: &str, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Failure> {
-        let broken = |error: &dyn std::fmt::Display| self.broken(what, &error.to_string());
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| Failure::NoControlPlane { socket: self.socket.clone(), source })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        let conversation = async {
-            let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-            Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
-        };
-        let mut conversation = std::pin::pin!(conversation);
-        tokio::select! {
-            outcome = &mut conversation => outcome,
-            // The connection's end is no answer: what it has read is still with the conversation.
-            _ = connection => conversation.await,
-        }
+        exchange(stream, request).await.map_err(|reason| self.broken(what, &reason))
     }
 
     fn broken(&self, what: &str, reason: &str) -> Failure {
@@ -182,8 +170,29 @@ impl Admin {
     }
 }
 
+/// One request over a connection of its own; the error is why there is no answer.
+pub(crate) async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let broken = |error: &dyn std::fmt::Display| error.to_string();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    let conversation = async {
+        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
+    };
+    let mut conversation = std::pin::pin!(conversation);
+    tokio::select! {
+        outcome = &mut conversation => outcome,
+        // The connection's end is no answer: what it has read is still with the conversation.
+        _ = connection => conversation.await,
+    }
+}
+
 /// What an answer that is no success says: the text of `{"error": …}`, or else what there is.
-fn reason(status: StatusCode, body: &[u8]) -> String {
+pub(crate) fn reason(status: StatusCode, body: &[u8]) -> String {
     let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let candidates = [json.pointer("/error/message"), json.get("error"), json.get("message"), Some(&json)];
     let said = candidates.into_iter().flatten().find_map(serde_json::Value::as_str).map(str::to_owned);

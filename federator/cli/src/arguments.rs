@@ -18,7 +18,7 @@ Exit codes:
   1  refused, or failed; one line on stderr says what and where
   2  the command line is wrong
   3  answered, but not with good news: `status` found a problem, `dig` got an error
-  4  no control-plane answers at the admin socket, or no trust-bundle at its addresses
+  4  no control-plane answers at the admin socket, no trust-bundle at its addresses, or no sidecar
   5  not done before --timeout, or not acknowledged by all; their names are on stderr";
 
 /// The operator's command of an Isthmus federation.
@@ -93,6 +93,8 @@ pub(crate) enum Command {
     Status,
     /// Ask the control-plane's DNS
     Dig(Dig),
+    /// Ask a sidecar where its requests to a service go and why, and what would be if something failed
+    Explain(Explain),
     /// Shut a cluster, or a single identity, out of the federation, and wait until every proxy has applied it
     Quarantine(ShutOut),
     /// Let a quarantined cluster or identity in again
@@ -334,6 +336,23 @@ pub(crate) enum Kind {
     /// Members of the federation
     #[value(alias = "cluster")]
     Clusters,
+}
+
+/// `isthmus explain`
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The service
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub(crate) service: ServiceId,
+    /// Only this port
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// What if this failed: `cluster=west`, `group=east/zone-a`, `gateway=gw-1` or `endpoint=west/shop/cart-1`; any number
+    #[arg(long = "without", value_name = "KIND=NAME")]
+    pub(crate) without: Vec<String>,
+    /// The sidecar's admin address
+    #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_SIDECAR", default_value = "127.0.0.1:15020")]
+    pub(crate) sidecar: String,
 }
 
 /// `isthmus dig`

@@ -28,6 +28,12 @@ pub(crate) enum Failure {
     /// A file cannot be used.
     #[error("{}: {reason}", path.display())]
     File { path: PathBuf, reason: String },
+    /// No sidecar answers there.
+    #[error("no sidecar answers at {address}: {source} (is it running? set --sidecar or ISTHMUS_SIDECAR)")]
+    NoSidecar { address: String, source: std::io::Error },
+    /// What answers there does not talk as a sidecar should.
+    #[error("sidecar at {address}: {reason}")]
+    Sidecar { address: String, reason: String },
     /// No replica of the trust-bundle answers.
     #[error("no trust-bundle answers at {addresses}: {reason}")]
     NoTrustBundle { addresses: String, reason: String },
@@ -59,7 +65,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Usage(_) => 2,
-            Self::NoControlPlane { .. } | Self::NoTrustBundle { .. } => 4,
+            Self::NoControlPlane { .. } | Self::NoTrustBundle { .. } | Self::NoSidecar { .. } => 4,
             Self::Deadline { .. } | Self::Unacknowledged { .. } => 5,
             _ => 1,
         })

@@ -5,7 +5,8 @@
 //!      │ mTLS gRPC, with the operator's certificate      │ join
 //!      └──► trust-bundle: quarantine · release · evict · members · audit · token list, revoke · authority
 //!   isthmus ── HTTP/JSON over a Unix socket ──► control-plane     join · leave · rotate · export · get · status
-//!      └────── DNS over UDP, then TCP ────────► its DNS           dig
+//!      ├────── DNS over UDP, then TCP ────────► its DNS           dig
+//!      └────── HTTP/JSON over TCP ────────────► a sidecar         explain
 //! ```
 //!
 //! - Results go to standard output, as a table or as JSON (`-o json`, stable: its types are in `admin/wire.rs` and
@@ -18,6 +19,7 @@ mod arguments;
 mod audit;
 mod authority;
 mod dig;
+mod explain;
 mod export;
 mod failure;
 mod get;
@@ -71,6 +73,7 @@ async fn run(arguments: Arguments) -> Result<bool, Failure> {
         Command::Get(get) => get::get(&get, &admin, &output).await?,
         Command::Status => return status::status(&admin, &output).await,
         Command::Dig(dig) => return dig::dig(&dig, &admin, &output).await,
+        Command::Explain(explain) => explain::explain(&explain, &output).await?,
         Command::Quarantine(target) => quarantine::quarantine(&target, &output).await?,
         Command::Release(target) => quarantine::release(&target, &output).await?,
         Command::Evict(evict) => quarantine::evict(&evict, &output).await?,

@@ -38,6 +38,8 @@ pub enum EjectionCause {
     SuccessRate,
     /// The first request after an ejection had run out failed again.
     FailedTrial,
+    /// Nothing failed: a "what if" takes it as failed.
+    Supposed,
 }
 
 /// A target that is out.

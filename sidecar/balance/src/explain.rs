@@ -1,7 +1,6 @@
 //! Why requests go where they go, for people and for `explain`.
 //!
-//! Plain structures: whoever shows them chooses the format. For a "what if", clone the balancer, change the copy's plan
-//! or report outcomes to it, and explain that.
+//! Plain structures: whoever shows them chooses the format. For a "what if", see [`Balancer::supposing`].
 
 use std::{
     hash::Hash,

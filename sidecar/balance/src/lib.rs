@@ -56,6 +56,7 @@ mod random;
 mod settings;
 pub mod spill;
 mod state;
+mod suppose;
 mod window;
 
 pub use balancer::{Balancer, Counters};
@@ -71,3 +72,4 @@ pub use outcome::Outcome;
 pub use plan::{EndpointId, EndpointIdError, GatewayName, Group, GroupName, Member, Plan, Reach};
 pub use settings::{Settings, SettingsError};
 pub use state::MAX_ENDPOINTS_PER_GROUP;
+pub use suppose::Target;

@@ -159,7 +159,7 @@ impl Aggregate {
         let whole = match cause {
             EjectionCause::ConsecutiveFailures => several || long_run,
             EjectionCause::SuccessRate => most_failing(),
-            EjectionCause::FailedTrial => true,
+            EjectionCause::FailedTrial | EjectionCause::Supposed => true,
         };
         whole.then_some(cause)
     }

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use balance::{Group, Member, Plan, Reach};
-use federation::order::{self, Candidate};
+use balance::{Group, GroupName, Member, Plan, Reach};
+use federation::order::{self, Candidate, Proximity};
 use federation::sni::Subset;
 use federation::{ClusterName, Gateway, Locality, Sni};
 use mesh_tls::{ExpectedPeer, Identity, TrustStore};
@@ -34,6 +34,13 @@ pub(crate) struct Planner {
     pub(crate) first_slot: u16,
 }
 
+/// A plan, and why it is as it is.
+pub(crate) struct Planned {
+    pub(crate) plan: Plan<Path>,
+    /// Of each group.
+    pub(crate) why: Vec<(GroupName, Proximity)>,
+}
+
 /// The client's own place.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Place {
@@ -46,13 +53,7 @@ pub(crate) struct Place {
 
 impl Planner {
     /// The plan for one port of a service, with the paths that are there already.
-    pub(crate) fn plan(
-        &self,
-        service: &Service,
-        port: u16,
-        place: &Place,
-        known: &HashMap<PathId, Path>,
-    ) -> Plan<Path> {
+    pub(crate) fn plan(&self, service: &Service, port: u16, place: &Place, known: &HashMap<PathId, Path>) -> Planned {
         let own = |cluster: &Cluster| place.cluster.as_ref() == Some(&cluster.name);
         let exporting: Vec<(&Cluster, Vec<_>)> = service
             .clusters
@@ -70,17 +71,20 @@ impl Planner {
                 round_trip: cluster.round_trip,
             })
             .collect();
-        let groups =
+        let (groups, why) =
             order::order_by(place.cluster.as_ref(), &place.locality, &candidates, &service.failover.preference)
                 .into_iter()
                 .filter_map(|group| {
                     let (cluster, _) = exporting.iter().find(|(cluster, _)| cluster.name == group.cluster)?;
                     let making =
                         Making { planner: self, service, port, place, cluster, known, tls: RefCell::default() };
-                    Some(making.group(group))
+                    let why = group.why;
+                    let group = making.group(group);
+                    let name = group.name.clone();
+                    Some((group, (name, why)))
                 })
-                .collect();
-        Plan { groups }
+                .unzip();
+        Planned { plan: Plan { groups }, why }
     }
 
     /// TLS towards one set of identities.
@@ -270,7 +274,7 @@ mod tests {
         let endpoints = vec![endpoint(1, "a", true), endpoint(2, "b", true), endpoint(3, "b", false)];
         let gateways = vec![gateway("gw-2", false), gateway("gw-1", false), gateway("gw-3", true)];
         let service = service(vec![cluster("east", vec![], endpoints, 9), cluster("west", gateways, vec![], 2)]);
-        let plan = planner(u16::MAX).plan(&service, 80, &place(), &HashMap::new());
+        let plan = planner(u16::MAX).plan(&service, 80, &place(), &HashMap::new()).plan;
         let shape: Vec<_> = plan
             .groups
             .iter()
@@ -289,7 +293,7 @@ mod tests {
         let through: BTreeSet<_> =
             plan.groups[2].members.iter().map(|member| member.gateway.as_ref().unwrap().as_str()).collect();
         assert_eq!(through, BTreeSet::from(["gw-1", "gw-2"]), "a draining gateway is left out");
-        assert!(planner(0).plan(&service, 81, &place(), &HashMap::new()).groups.is_empty());
+        assert!(planner(0).plan(&service, 81, &place(), &HashMap::new()).plan.groups.is_empty());
     }
 
     #[test]
@@ -302,7 +306,7 @@ mod tests {
         let own = [gateway("out-1", false), gateway("out-2", true)];
         let own = own.map(|gateway| Gateway { port: 15444, ..gateway });
         let place = Place { egress: own.to_vec(), ..place() };
-        let plan = planner(0).plan(&service, 80, &place, &HashMap::new());
+        let plan = planner(0).plan(&service, 80, &place, &HashMap::new()).plan;
         assert!(matches!(plan.groups[0].members[0].id.id().via, Via::Endpoint { .. }), "the own cluster as ever");
         let members = &plan.groups[1].members;
         assert_eq!(members.len(), 4);
@@ -318,12 +322,12 @@ mod tests {
     fn equal_paths_are_kept() {
         let service = service(vec![cluster("west", vec![gateway("gw-1", false)], vec![], 3)]);
         let planner = planner(7);
-        let first = planner.plan(&service, 80, &place(), &HashMap::new());
+        let first = planner.plan(&service, 80, &place(), &HashMap::new()).plan;
         let known: HashMap<_, _> =
             first.groups[0].members.iter().map(|member| (member.id.id().clone(), member.id.clone())).collect();
-        let second = planner.plan(&service, 80, &place(), &known);
+        let second = planner.plan(&service, 80, &place(), &known).plan;
         assert_eq!(first.groups[0].members, second.groups[0].members);
-        let others = planner.plan(&service, 80, &place(), &HashMap::new());
+        let others = planner.plan(&service, 80, &place(), &HashMap::new()).plan;
         assert_ne!(first.groups[0].members, others.groups[0].members);
     }
 
@@ -331,7 +335,7 @@ mod tests {
     fn every_gateway_has_a_slot_and_a_draining_one_is_better_than_none() {
         let gateways: Vec<_> = (0..10).map(|number| gateway(&format!("gw-{number}"), true)).collect();
         let service = service(vec![cluster("west", gateways, vec![], 0)]);
-        let plan = planner(0).plan(&service, 80, &place(), &HashMap::new());
+        let plan = planner(0).plan(&service, 80, &place(), &HashMap::new()).plan;
         assert_eq!(plan.groups[0].members.len(), 10);
     }
 }

@@ -6,15 +6,17 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use balance::{
-    Balancer, Counters, EndpointId, Explanation, Outcome, PickContext, Plan, Reason, RetryBudget, RetryBudgetSettings,
-    Settings,
+    Balancer, Counters, EndpointId, Explanation, GroupName, Outcome, PickContext, Reason, RetryBudget,
+    RetryBudgetSettings, Settings, Target,
 };
 use federation::ServiceHost;
 use federation::export::ApplicationProtocol;
+use federation::order::Proximity;
 use http::uri::Authority;
 use tokio::sync::Notify;
 
 use crate::metrics::{Answered, Because, Metrics};
+use crate::routing::plan::Planned;
 use crate::service::{Failover, Retrying};
 use crate::session::path::{Path, PathId};
 
@@ -50,6 +52,8 @@ struct Balancing {
     failover: Failover,
     /// Those of the plan, so that equal ones are kept with their sessions.
     paths: HashMap<PathId, Path>,
+    /// Why each group has its priority.
+    why: Vec<(GroupName, Proximity)>,
 }
 
 /// What a route is made of.
@@ -89,6 +93,7 @@ impl Route {
                 balancer: Balancer::new(Settings::default(), seed),
                 budget: RetryBudget::new(RetryBudgetSettings::default()),
                 paths: HashMap::new(),
+                why: Vec::new(),
             }),
             ejected: parts.ejected,
             metrics: parts.metrics,
@@ -135,9 +140,10 @@ impl Route {
     }
 
     /// Replaces the ways to the service. `plan` is given the paths there are and returns those to use.
-    pub(crate) fn update(&self, plan: impl FnOnce(&HashMap<PathId, Path>) -> Plan<Path>) {
+    pub(crate) fn update(&self, plan: impl FnOnce(&HashMap<PathId, Path>) -> Planned) {
         let mut balancing = self.lock();
-        let plan = plan(&balancing.paths);
+        let Planned { plan, why } = plan(&balancing.paths);
+        balancing.why = why;
         balancing.paths = plan
             .groups
             .iter()
@@ -200,6 +206,24 @@ impl Route {
     /// What would decide a pick now.
     pub(crate) fn explain(&self) -> Explanation<Path> {
         self.lock().balancer.explain(Instant::now())
+    }
+
+    /// What would decide it if everything that `fails` names had failed.
+    pub(crate) fn explain_supposing(&self, fails: impl FnMut(Target<'_, Path>) -> bool) -> Explanation<Path> {
+        let now = Instant::now();
+        // The copy is made under the lock and explained outside of it.
+        let mut supposing = self.lock().balancer.supposing(now, fails);
+        supposing.explain(now)
+    }
+
+    /// Why a group has its priority, in a few words.
+    pub(crate) fn why(&self, group: &GroupName) -> Option<&'static str> {
+        self.lock().why.iter().find(|(name, _)| name == group).map(|(_, why)| why.as_str())
+    }
+
+    /// Whether the service's clients stay with one endpoint.
+    pub(crate) fn is_sticky(&self) -> bool {
+        self.affinity.is_some()
     }
 
     /// The paths of the plan.

@@ -314,3 +314,32 @@ fn rules_are_installed_and_removed_any_number_of_times() {
         assert!(begun.elapsed() < Duration::from_secs(5));
     });
 }
+
+#[test]
+fn where_requests_go_and_what_would_be_is_explained_on_the_admin_listener() {
+    namespace::inside("capture::where_requests_go_and_what_would_be_is_explained_on_the_admin_listener", || async {
+        resolver();
+        let shop = shop().await;
+        let installed = Installed::start(&shop.east).await;
+        installed.done(&["capture", "install"]).await;
+        let ask = async |question: &str| {
+            let json = ["-H", "content-type: application/json", "-d", question, "http://127.0.0.1:15020/debug/explain"];
+            serde_json::from_str::<serde_json::Value>(&page(&json).await).unwrap()
+        };
+        let unknown = ask(r#"{"service": "shop/cart"}"#).await;
+        assert!(unknown["error"].as_str().unwrap().contains("has not asked for it yet"), "{unknown}");
+        assert_eq!(page(&["http://241.0.0.7/"]).await, "web GET / ");
+        let answer = ask(r#"{"service": "shop/cart", "port": 80, "failed": ["cluster=west"]}"#).await;
+        let port = &answer["ports"][0];
+        let now = &port["now"]["priorities"][0]["groups"][0];
+        assert_eq!((&now["name"], &now["why"], &now["load"]), (&"west".into(), &"other region".into(), &1.0.into()));
+        let members = now["members"].as_array().unwrap();
+        assert!(members.iter().any(|member| member["endpoint"] == "west/shop/cart-1"), "who answered: {answer}");
+        assert_eq!((&port["now"]["panic"], &port["whatIf"]["panic"]), (&false.into(), &true.into()), "{answer}");
+        let out = &port["whatIf"]["priorities"][0]["groups"][0]["members"][0];
+        assert_eq!(out["ejected"]["cause"], "Supposed", "{answer}");
+        assert_eq!(page(&["http://241.0.0.7/"]).await, "web GET / ", "nothing really failed");
+        let nobody = ask(r#"{"service": "shop/cart", "failed": ["cluster=north"]}"#).await;
+        assert!(nobody["error"].as_str().unwrap().contains("north"), "{nobody}");
+    });
+}

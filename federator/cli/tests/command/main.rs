@@ -3,6 +3,7 @@
 
 mod control_plane;
 mod dns;
+mod explain;
 mod inspect;
 mod join;
 mod operate;

@@ -4,6 +4,7 @@
 mod properties;
 mod scenarios;
 mod simulation;
+mod suppositions;
 
 use std::time::{Duration, Instant};
 
