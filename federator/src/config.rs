@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use federation_store::StoreConfig;
 use mesh_runtime::{Configuration, RuntimeConfig};
+use mesh_tls::rpc::AcceptLimits;
 use serde::Deserialize;
 
 use crate::quota::Quota;
@@ -36,6 +37,10 @@ pub struct Config {
     /// Connections that are not yet authenticated, at most.
     #[serde(default = "default_pending_handshakes")]
     pub pending_handshakes: usize,
+    /// Of these, from one address at most; further ones are closed at once. More where clusters share an address, behind a
+    /// translation of addresses or a balancer.
+    #[serde(default = "default_pending_handshakes_per_source")]
+    pub pending_handshakes_per_source: usize,
     /// What one cluster may use.
     #[serde(default)]
     pub quota: Quota,
@@ -53,6 +58,10 @@ fn default_pending_handshakes() -> usize {
     1024
 }
 
+fn default_pending_handshakes_per_source() -> usize {
+    AcceptLimits::default().handshakes_per_source
+}
+
 impl Configuration for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
@@ -65,6 +74,9 @@ impl Configuration for Config {
         }
         if self.pending_handshakes == 0 {
             problems.push("pendingHandshakes: must be at least 1".to_owned());
+        }
+        if self.pending_handshakes_per_source == 0 {
+            problems.push("pendingHandshakesPerSource: must be at least 1".to_owned());
         }
         problems.extend(self.quota.problems());
         for (field, directory) in

@@ -72,6 +72,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         heartbeat: config.heartbeat_interval,
         quota: config.quota,
         handshakes: config.pending_handshakes,
+        handshakes_per_source: config.pending_handshakes_per_source,
     };
     let (_, running) = Replica::start(parts, &process).await?;
     first_state.ready();

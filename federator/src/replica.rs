@@ -52,6 +52,8 @@ pub struct Parts<S> {
     pub quota: Quota,
     /// Connections that are not yet authenticated, at most.
     pub handshakes: usize,
+    /// Of these, from one address.
+    pub handshakes_per_source: usize,
 }
 
 /// What can be looked at while it runs.
@@ -98,7 +100,11 @@ impl Replica {
         let service = FederationService::new(shared, parts.trust_domain, parts.name);
         let service = FederationServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
         let tls = server_config(&parts.identity, &parts.trust, ClientAuth::Required, &[rpc::ALPN]);
-        let limits = AcceptLimits { handshakes: parts.handshakes, ..AcceptLimits::default() };
+        let limits = AcceptLimits {
+            handshakes: parts.handshakes,
+            handshakes_per_source: parts.handshakes_per_source,
+            ..AcceptLimits::default()
+        };
         let (incoming, drain) = (rpc::incoming(parts.listener, tls, limits), process.drain());
         let server = rpc::server()
             .add_service(service)

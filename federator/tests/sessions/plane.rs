@@ -113,6 +113,7 @@ impl Plane {
             heartbeat: Duration::from_millis(200),
             quota: self.quota,
             handshakes: 100,
+            handshakes_per_source: 100,
         };
         let (replica, running) = Replica::start(parts, &process).await.unwrap();
         let task = tokio::spawn(async move { Box::pin(running).await.unwrap() });
