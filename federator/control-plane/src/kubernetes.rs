@@ -5,6 +5,7 @@
 //!   API server ══ watches ══► source::KubernetesSource ──► Reconciler ──► Snapshot
 //!        ▲                                                                   │
 //!        └── server-side apply: ServiceImports, statuses, EndpointSlices, Clusters ◄── Writer
+//!                               the ConfigMap of the cluster's own roots ◄── tell_roots
 //!   TokenReview ◄── Reviewer ◄── a proxy's service-account token
 //! ```
 //!
@@ -13,9 +14,12 @@
 //! - What is written is compared with what is there first: a restart writes nothing that is right already.
 //! - No finalizers: everything that is written lies in this cluster and is looked after by whoever holds the Lease.
 //!   EndpointSlices belong to their ServiceImport, so they go with it.
+//! - A control-plane that lost its disk takes the addresses that the ServiceImports have: clients go on with them.
 
 mod attestor;
 mod election;
+mod roots;
+mod standing;
 pub mod writer;
 
 use std::path::PathBuf;
@@ -30,6 +34,8 @@ use crate::discovery::SYSTEM_NAMESPACE;
 
 pub use attestor::Reviewer;
 pub use election::{Election, Term};
+pub use roots::{ROOTS_CONFIG_MAP, ROOTS_KEY, tell_roots};
+pub use standing::{StandingError, standing_addresses};
 pub use writer::Writer;
 
 /// Who has written a field, for server-side apply and in events.

@@ -22,7 +22,7 @@ use crate::discovery::DiscoveryService;
 use crate::driver::{Driver, INPUTS};
 use crate::foreign_bundles::{self, ForeignBundles};
 use crate::import_files::{self, ImportFiles};
-use crate::kubernetes::{Election, Reviewer, Term, Writer, connect};
+use crate::kubernetes::{Election, Reviewer, Term, Writer, connect, standing_addresses, tell_roots};
 use crate::membership::Membership;
 use crate::metrics::{Identities, Metrics};
 use crate::names::NameSockets;
@@ -35,7 +35,7 @@ use crate::snapshot::Snapshot;
 use crate::source::{FileSource, KubernetesSource, Source as _};
 use crate::state::StateDirectory;
 use crate::tokens::TokenKey;
-use crate::vips::VipAllocator;
+use crate::vips::{SavedVips, VipAllocator};
 
 /// What was opened and bound before anything runs.
 struct Parts {
@@ -72,7 +72,12 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
             }
         }
     };
-    let parts = Box::pin(open(config)).await?;
+    let mut parts = Box::pin(open(config)).await?;
+    if let Some(term) = &term
+        && parts.restored.vips.is_empty()
+    {
+        parts.restored.vips = SavedVips::of_imports(standing_addresses(&term.client()).await?);
+    }
     let mut tasks = JoinSet::new();
     let snapshots = start(parts, term.as_ref(), &process, &mut tasks)?;
     tasks.spawn(become_ready(snapshots, started, joined, synced));
@@ -308,6 +313,8 @@ fn follow_objects(
     let (cluster, federation) = (config.cluster.clone(), config.federation.clone());
     let writer = Writer::new(term.client(), term.replica(), snapshots.clone(), cluster, federation);
     spawn(tasks, "the writer", writer.run());
+    let namespace = config.kubernetes.as_ref().map(|kubernetes| kubernetes.namespace.clone()).unwrap_or_default();
+    spawn(tasks, "the ConfigMap of the roots", tell_roots(term.client(), namespace, snapshots.clone()));
     Some(Reviewer::new(term.client()))
 }
 

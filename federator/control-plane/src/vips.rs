@@ -59,6 +59,21 @@ struct SavedRelease {
     until_unix_seconds: u64,
 }
 
+impl SavedVips {
+    /// What imports that are there say, where nothing else was kept.
+    #[must_use]
+    pub fn of_imports(addresses: impl IntoIterator<Item = (ServiceId, IpAddr)>) -> Self {
+        let saved = |(service, address): (ServiceId, IpAddr)| SavedVip { service: service.to_string(), address };
+        Self { assigned: addresses.into_iter().map(saved).collect(), released: Vec::new() }
+    }
+
+    /// Whether nothing was kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.assigned.is_empty() && self.released.is_empty()
+    }
+}
+
 impl VipAllocator {
     /// An allocator with what was saved; addresses outside of the ranges, which may have changed, are forgotten.
     #[must_use]
@@ -248,6 +263,22 @@ mod tests {
         let mut vips = allocator("241.7.0.0/16", vips.saved());
         let later = now + QUARANTINE - Duration::from_secs(1);
         assert_eq!(vips.allocate(&service(1), IpFamily::IPv4, later).unwrap(), Some(first));
+    }
+
+    #[test]
+    fn what_imports_say_is_gone_on_with() {
+        let standing = |number: u8, address: &str| (service(number), address.parse().unwrap());
+        let saved =
+            SavedVips::of_imports([standing(1, "241.7.0.9"), standing(2, "241.7.0.9"), standing(3, "10.0.0.1")]);
+        assert!(!saved.is_empty() && SavedVips::default().is_empty());
+        let mut vips = allocator("241.7.0.0/16", saved);
+        let mut of = |number| vips.allocate(&service(number), IpFamily::IPv4, SystemTime::now()).unwrap().unwrap();
+        assert_eq!(of(1), "241.7.0.9".parse::<IpAddr>().unwrap());
+        assert_ne!(of(2), of(1), "an address that two claim is the first one's");
+        assert!(
+            allocator("241.7.0.0/16", SavedVips::default()).in_range(of(3)),
+            "outside of the range it means nothing"
+        );
     }
 
     #[test]
