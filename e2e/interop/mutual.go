@@ -10,8 +10,11 @@ import (
 	"net"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/federation"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -26,11 +29,31 @@ func source(ctx context.Context, socket string) (*workloadapi.X509Source, error)
 	return workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+socket)))
 }
 
+// identity is what a workload shows and whom it believes: from a Workload API; or, without a socket, as a workload of another
+// trust domain has it, an SVID from PEM files and the peer's bundle from the endpoint that its trust domain federates with.
+func identity(ctx context.Context, given map[string]string, peer spiffeid.ID) (x509svid.Source, x509bundle.Source, error) {
+	if given["socket"] != "" {
+		both, err := source(ctx, given["socket"])
+		return both, both, err
+	}
+	svid, err := x509svid.Load(given["svid"], given["key"])
+	if err != nil {
+		return nil, nil, err
+	}
+	profile, err := profile(given)
+	if err != nil {
+		return nil, nil, err
+	}
+	bundle, err := federation.FetchBundle(ctx, peer.TrustDomain(), given["url"], profile)
+	return svid, bundle, err
+}
+
 // dial reaches a service of the mesh over its own protocol for raw TCP: mTLS, then the server's verdict, then bytes. With an
 // empty ALPN there is no verdict. It sends a line and prints the line that comes back.
 func dial(ctx context.Context, arguments []string) (any, error) {
 	given, err := flags(arguments, map[string]string{
 		"socket": "", "address": "", "name": "", "alpn": "", "expect": "", "send": "",
+		"svid": "", "key": "", "url": "", "web-roots": "", "endpoint-id": "", "bootstrap": "",
 	})
 	if err != nil {
 		return nil, err
@@ -39,12 +62,11 @@ func dial(ctx context.Context, arguments []string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	svids, err := source(ctx, given["socket"])
+	svid, bundles, err := identity(ctx, given, expected)
 	if err != nil {
 		return nil, err
 	}
-	defer svids.Close()
-	config := tlsconfig.MTLSClientConfig(svids, svids, tlsconfig.AuthorizeID(expected))
+	config := tlsconfig.MTLSClientConfig(svid, bundles, tlsconfig.AuthorizeID(expected))
 	config.ServerName = given["name"]
 	if given["alpn"] != "" {
 		config.NextProtos = []string{given["alpn"]}

@@ -13,7 +13,7 @@ use clap::Parser;
 use crate::lab::authority::TrustOperator;
 use crate::lab::{READY, wait};
 use crate::ticks::Stream;
-use crate::ticks::lab::{TickingLab, byte_of};
+use crate::ticks::lab::{Settings, TickingLab, byte_of};
 
 /// The longest that a quarantined cluster may still be heard.
 const GOAL: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ pub async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     ensure!(arguments.runs > 0, "--runs: at least 1");
     let directory = tempfile::Builder::new().prefix("isthmus-bench-identity-").tempdir()?;
-    let mut ticking = TickingLab::start(directory.path(), 2, "").await?;
+    let mut ticking = TickingLab::start(directory.path(), 2, Settings::default()).await?;
     let operator = TrustOperator::open(ticking.lab.federation.operator_directory())?;
     let mut screen = std::io::stdout();
     writeln!(screen, "{:>4} {:>16} {:>20}", "run", "last byte ms", "acknowledged ms")?;

@@ -1,7 +1,9 @@
 //! Software of another kind and the mesh's identities: the `spiffe` package of Python and go-spiffe fetch them from a sidecar,
-//! and go-spiffe and the mesh complete mutual TLS with each other.
+//! and go-spiffe and the mesh complete mutual TLS with each other, also across trust domains that federate by configuration.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "interop/federated.rs"]
+mod federated;
 #[path = "interop/programs.rs"]
 mod programs;
 
@@ -30,8 +32,14 @@ const PING: &str = "*1\r\n$4\r\nPING";
 
 /// east with a client, north with a client and an exported store.
 async fn lab() -> (Lab, TempDir) {
+    lab_with(async |_| {}).await
+}
+
+/// The same, with a federation that is `prepared` before anybody joins.
+async fn lab_with(prepare: impl AsyncFnOnce(&mut Lab)) -> (Lab, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let mut lab = Lab::start(directory.path(), Binaries::build().unwrap()).await.unwrap();
+    prepare(&mut lab).await;
     let cluster = |name, region, services| ClusterDescription {
         name,
         region,

@@ -156,6 +156,21 @@ impl Cluster {
         self.control_plane.ready(READY).await
     }
 
+    /// Gives the control-plane more lines of configuration, and starts it again.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn configure_control_plane(&mut self, more: &str) -> anyhow::Result<()> {
+        let path = self.directory.join("config/control-plane.yaml");
+        let text = control_plane_config(&self.description, self.block, &self.directory) + more;
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        self.control_plane.kill().await?;
+        self.control_plane.restart()?;
+        let socket = self.admin_socket();
+        super::wait::until("the admin socket", READY, || tokio::net::UnixStream::connect(&socket)).await?;
+        Ok(())
+    }
+
     /// Starts gateways and pods, and waits until all are ready.
     ///
     /// # Errors

@@ -36,8 +36,28 @@ pub struct Federation {
     /// What they share.
     pub etcd: Option<EtcdCluster>,
     block: Block,
+    home: PathBuf,
     operator: PathBuf,
     binaries: Binaries,
+}
+
+/// The `isthmus` command, with the keys that `trust-bundle init` wrote.
+#[derive(Debug, Clone)]
+pub struct FederationOperator {
+    isthmus: PathBuf,
+    directory: PathBuf,
+}
+
+impl FederationOperator {
+    /// Runs `isthmus … --operator DIR`, returns what it printed.
+    ///
+    /// # Errors
+    /// It failed; the error has what it wrote to stderr.
+    pub async fn isthmus(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let directory = self.directory.display().to_string();
+        let all: Vec<&str> = arguments.iter().copied().chain(["--operator", &directory]).collect();
+        Operator::run(&self.isthmus, &all).await
+    }
 }
 
 impl Federation {
@@ -55,28 +75,48 @@ impl Federation {
         make(&home.join("keys"), binaries, block, replicas).await?;
         let operator = home.join("keys/operator");
         let (trust_bundles, federators) = (Vec::new(), Vec::new());
-        let mut federation = Self { trust_bundles, federators, etcd, block, operator, binaries: binaries.clone() };
+        let binaries = binaries.clone();
+        let mut federation = Self { trust_bundles, federators, etcd, block, home, operator, binaries };
         for replica in 0..replicas {
-            let trust_bundle = federation.trust_bundle_plan(&home, replica)?;
+            let trust_bundle = federation.trust_bundle_plan(replica, "")?;
             federation.trust_bundles.push(Process::start(trust_bundle)?);
-            let federator = federation.federator_plan(&home, replica)?;
+            let federator = federation.federator_plan(replica)?;
             federation.federators.push(Process::start(federator)?);
         }
         federation.ready().await?;
         Ok(federation)
     }
 
-    fn trust_bundle_plan(&self, home: &Path, replica: u8) -> anyhow::Result<Plan> {
-        let config = format!(
-            "{}serviceDirectory: {}\n{}",
-            common(trust_bundle_address(self.block, replica)),
-            home.join("keys/service").display(),
-            self.store(home, "trust-bundle"),
-        );
-        self.plan(home, "trust-bundle", replica, config, trust_bundle_address(self.block, replica))
+    /// Gives every trust-bundle replica more lines of configuration, in place of those that it was given before, and
+    /// starts it again.
+    ///
+    /// # Errors
+    /// One does not become ready.
+    pub async fn configure_trust_bundles(&mut self, more: impl Fn(Ipv4Addr) -> String) -> anyhow::Result<()> {
+        for replica in 0..u8::try_from(self.trust_bundles.len())? {
+            self.trust_bundle_plan(replica, &more(self.trust_bundle_address(replica)))?;
+            let process = &mut self.trust_bundles[usize::from(replica)];
+            process.kill().await?;
+            process.restart()?;
+            process.ready(READY).await?;
+        }
+        Ok(())
     }
 
-    fn federator_plan(&self, home: &Path, replica: u8) -> anyhow::Result<Plan> {
+    /// Writes the configuration.
+    fn trust_bundle_plan(&self, replica: u8, more: &str) -> anyhow::Result<Plan> {
+        let address = self.trust_bundle_address(replica);
+        let config = format!(
+            "{}serviceDirectory: {}\n{}{more}",
+            common(address),
+            self.home.join("keys/service").display(),
+            self.store("trust-bundle"),
+        );
+        self.plan("trust-bundle", replica, config, address)
+    }
+
+    fn federator_plan(&self, replica: u8) -> anyhow::Result<Plan> {
+        let home = &self.home;
         let [keys, state] = ["keys", "state"].map(|part| home.join(format!("federator-{replica}-{part}")));
         std::fs::create_dir_all(&state)?;
         // Each replica renews its own certificate.
@@ -90,12 +130,13 @@ impl Federation {
             common(self.federator_address(replica)),
             keys.display(),
             state.display(),
-            self.store(home, "federator"),
+            self.store("federator"),
         );
-        self.plan(home, "federator", replica, config, self.federator_address(replica))
+        self.plan("federator", replica, config, self.federator_address(replica))
     }
 
-    fn plan(&self, home: &Path, name: &str, replica: u8, config: String, address: Ipv4Addr) -> anyhow::Result<Plan> {
+    fn plan(&self, name: &str, replica: u8, config: String, address: Ipv4Addr) -> anyhow::Result<Plan> {
+        let home = &self.home;
         let path = home.join(format!("{name}-{replica}.yaml"));
         std::fs::write(&path, config)?;
         Ok(Plan {
@@ -108,9 +149,9 @@ impl Federation {
     }
 
     /// The part `store` of a service's configuration.
-    fn store(&self, home: &Path, service: &str) -> String {
+    fn store(&self, service: &str) -> String {
         let Some(etcd) = &self.etcd else {
-            return format!("store: {{embedded: {{file: {}}}}}\n", home.join(format!("{service}.redb")).display());
+            return format!("store: {{embedded: {{file: {}}}}}\n", self.home.join(format!("{service}.redb")).display());
         };
         let EtcdConfig { endpoints, ca_file, certificate_file, key_file, prefix } =
             etcd.config(&format!("/isthmus/{service}/"));
@@ -119,6 +160,12 @@ impl Federation {
             let _ = writeln!(text, "    {field}: {}", file.display());
         }
         text
+    }
+
+    /// Where a trust-bundle replica has its admin page and serves.
+    #[must_use]
+    pub fn trust_bundle_address(&self, replica: u8) -> Ipv4Addr {
+        trust_bundle_address(self.block, replica)
     }
 
     /// Where a federator replica has its admin page and serves.
@@ -131,6 +178,12 @@ impl Federation {
     #[must_use]
     pub fn operator_directory(&self) -> &Path {
         &self.operator
+    }
+
+    /// The operator's command with the operator's keys, for what concerns the federation and no one cluster.
+    #[must_use]
+    pub fn operator(&self) -> FederationOperator {
+        FederationOperator { isthmus: self.binaries.path("isthmus"), directory: self.operator.clone() }
     }
 
     /// Makes a join token, offline, with `isthmus token create`.

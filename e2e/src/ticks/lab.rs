@@ -18,6 +18,17 @@ const CLUSTERS: [(&str, &str, u8); 3] =
 /// Where applications listen, and their services too.
 const PORT: u16 = 6379;
 
+/// What a lab may have different from others: more lines of configuration, other programs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Settings<'a> {
+    /// For trust-bundle.
+    pub trust_bundle: &'a str,
+    /// For each control-plane.
+    pub control_plane: &'a str,
+    /// The programs; without, those that tests run, which are built when need be.
+    pub binaries: Option<&'a Binaries>,
+}
+
 /// The running lab, and its applications: they run in this process.
 #[derive(Debug)]
 pub struct TickingLab {
@@ -33,15 +44,19 @@ pub fn byte_of(cluster: &str) -> u8 {
 }
 
 impl TickingLab {
-    /// The first `clusters` of east, west and north, with more lines for each control-plane's configuration.
+    /// The first `clusters` of east, west and north.
     ///
     /// # Errors
     /// A process does not start, or an export does not arrive.
-    pub async fn start(directory: &Path, clusters: usize, more: &str) -> anyhow::Result<Self> {
-        let mut ticking = Self { lab: Lab::start(directory, Binaries::build()?).await?, tickers: BTreeMap::new() };
+    pub async fn start(directory: &Path, clusters: usize, settings: Settings<'_>) -> anyhow::Result<Self> {
+        let binaries = settings.binaries.cloned().map_or_else(Binaries::build, Ok)?;
+        let mut ticking = Self { lab: Lab::start(directory, binaries).await?, tickers: BTreeMap::new() };
+        if !settings.trust_bundle.is_empty() {
+            ticking.lab.federation.configure_trust_bundles(|_| settings.trust_bundle.to_owned()).await?;
+        }
         let clusters = CLUSTERS.get(..clusters).context("there are three clusters at most")?;
         for (name, service, byte) in clusters {
-            ticking.add(name, service, *byte, more).await.with_context(|| (*name).to_owned())?;
+            ticking.add(name, service, *byte, settings.control_plane).await.with_context(|| (*name).to_owned())?;
         }
         for (name, service, _) in clusters {
             let operator = ticking.lab.cluster(name)?.operator();
@@ -65,13 +80,7 @@ impl TickingLab {
         self.lab.add_unjoined(description).await?;
         let cluster = self.lab.clusters.last_mut().context("it was just added")?;
         if !more.is_empty() {
-            let path = cluster.directory().join("config/control-plane.yaml");
-            let text = std::fs::read_to_string(&path)? + more;
-            std::fs::write(path, text)?;
-            cluster.control_plane.kill().await?;
-            cluster.control_plane.restart()?;
-            let socket = cluster.admin_socket();
-            wait::until("the admin socket", READY, || tokio::net::UnixStream::connect(&socket)).await?;
+            cluster.configure_control_plane(more).await?;
         }
         cluster.join(&self.lab.federation).await?;
         cluster.start_proxies().await?;

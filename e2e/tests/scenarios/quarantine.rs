@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use e2e::lab::authority::TrustOperator;
 use e2e::lab::{READY, wait};
-use e2e::ticks::lab::{TickingLab, byte_of};
+use e2e::ticks::lab::{Settings, TickingLab, byte_of};
 use e2e::ticks::{Calls, Stream};
 use rustix::process::Signal;
 
@@ -38,7 +38,7 @@ async fn until_answered(calls: &[&Calls]) {
 async fn a_quarantined_cluster_is_cut_off_within_a_second_and_stays_so_until_it_is_released() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let directory = tempfile::tempdir().unwrap();
-    let mut ticking = TickingLab::start(directory.path(), 3, "").await.unwrap();
+    let mut ticking = TickingLab::start(directory.path(), 3, Settings::default()).await.unwrap();
     let operator = operator(&ticking);
     let mut streams: Vec<(&str, &str, Stream)> = Vec::new();
     for (from, to) in [("west", "east"), ("west", "north"), ("east", "west"), ("north", "west")] {
@@ -136,7 +136,7 @@ async fn a_quarantined_cluster_is_cut_off_within_a_second_and_stays_so_until_it_
 async fn a_quarantined_identity_is_cut_off_alone_and_a_proxy_that_does_not_acknowledge_is_named() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let directory = tempfile::tempdir().unwrap();
-    let mut ticking = TickingLab::start(directory.path(), 2, "").await.unwrap();
+    let mut ticking = TickingLab::start(directory.path(), 2, Settings::default()).await.unwrap();
     let operator = operator(&ticking);
     let of_client = ticking.until_stream("west", "east").await.unwrap();
     let of_application = ticking.until_stream("east", "west").await.unwrap();
