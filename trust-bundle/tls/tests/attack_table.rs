@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Sections with the cases that must not be missing.
-const REQUIRED: [(&str, &[&str]); 6] = [
+const REQUIRED: [(&str, &[&str]); 8] = [
     (
         "Certificates",
         &[
@@ -30,6 +30,9 @@ const REQUIRED: [(&str, &[&str]); 6] = [
             "an expired anchor",
             "a CA=false anchor",
             "an intermediate without keyCertSign",
+            "cRLSign in a leaf",
+            "one role in the extended key usage",
+            "a malformed second URI name",
             "many roots of one subject",
             "an ID of B signed by A's root",
             "A's root cross-signed by B",
@@ -59,6 +62,45 @@ const REQUIRED: [(&str, &[&str]); 6] = [
             "a redirect to another identity",
             "the wrong endpoint identity",
             "a bundle without a valid publish-key signature",
+            "a 10 MB body over TLS",
+            "a slow body over TLS",
+            "a compression bomb over TLS",
+            "a redirect to plain http over TLS",
+            "a redirect to another identity over TLS",
+            "the wrong endpoint identity over TLS",
+            "a web server of another authority or name",
+            "an endpoint below a root that was replaced",
+            "an answer that is no bundle",
+            "a foreign bundle rolled back over a restart",
+            "a member's root key in a foreign bundle",
+        ],
+    ),
+    (
+        "Bundle endpoint",
+        &[
+            "a request for anything but a bundle",
+            "a client that says nothing",
+            "a web certificate without its key",
+            "a server of another identity before go-spiffe",
+            "a web authority that is not believed before go-spiffe",
+        ],
+    ),
+    (
+        "Callers",
+        &[
+            "a foreign caller that no policy names",
+            "a foreign workload that is known and not let in",
+            "a foreign workload that is let in and not known",
+            "a caller that an Allow policy leaves out",
+            "a denied caller that another policy allows",
+            "a caller that differs in one field of a rule",
+            "another spelling of a denied path",
+            "a method in other letters",
+            "a policy that is not understood",
+            "a denied request on a live session",
+            "a caller with another certificate",
+            "a denied raw connection",
+            "a forged identity header",
         ],
     ),
     (
@@ -80,6 +122,7 @@ const REQUIRED: [(&str, &[&str]); 6] = [
             "addresses outside its delegation",
             "a creation time of 1970, an absurd capacity",
             "gateways at link-local and metadata addresses",
+            "headless addresses in loopback or a victim's range",
             "identities of another cluster in its record",
             "an SNI for exported A with an inner authority of B",
         ],
@@ -108,6 +151,8 @@ const REQUIRED: [(&str, &[&str]); 6] = [
             "a token of another audience",
             "a deleted pod's token",
             "a forged cluster field",
+            "a forged cluster header",
+            "an old deny-list in a restored store",
             "a CSR that asks for another identity",
             "a caller of a foreign trust domain",
             "a quarantined cluster that joins again",

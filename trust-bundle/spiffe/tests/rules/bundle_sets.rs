@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 use rcgen::KeyPair;
 use spiffe_identity::{
-    Accepted, AuthorityError, Bundle, BundleSet, CertificateDer, MAX_TRUST_DOMAINS, OfferError, TrustDomain, owner_of_shared_key,
+    Accepted, AuthorityError, Bundle, BundleSet, CertificateDer, MAX_TRUST_DOMAINS, OfferError, TrustDomain,
+    owner_of_shared_key,
 };
 
 use crate::certificates::{leaf, root, signed, uri};
