@@ -19,7 +19,7 @@ pub(super) type Redirects = Vec<(Ipv4Addr, SocketAddr)>;
 pub(super) fn prepare() -> anyhow::Result<()> {
     let links = run("ip", &["-o", "link", "show"], "")?;
     ensure!(links.lines().count() == 1, "to be run in a network namespace of its own: `make bench-sidecar`");
-    run("ip", &["route", "replace", RANGE, "dev", "lo"], "").map(drop)
+    run("ip", &["route", "replace", RANGE, "dev", "lo", "src", "127.0.0.1"], "").map(drop)
 }
 
 /// Replaces what is captured.
@@ -28,7 +28,7 @@ pub(super) fn redirect(redirects: &Redirects) -> anyhow::Result<()> {
         redirects.iter().map(|(from, to)| format!("ip daddr {from} meta l4proto tcp dnat to {to}\n")).collect();
     let script = format!(
         "table ip {TABLE} {{}}\ndelete table ip {TABLE}\n\
-         table ip {TABLE} {{\nchain out {{\ntype nat hook output priority dstnat;\n{rules}}}\n}}\n"
+         table ip {TABLE} {{\nchain out {{\ntype nat hook output priority -100;\n{rules}}}\n}}\n"
     );
     run("nft", &["-f", "-"], &script).map(drop)
 }

@@ -6,12 +6,14 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 
 use super::{captured, load::Target};
@@ -26,6 +28,9 @@ pub(super) const APPLICATION: u16 = 8080;
 /// The services: the load's three kinds, by the protocol that their port declares.
 const SERVICES: [(&str, Role, u16, &str); 3] =
     [("web", Role::Frontend, 80, "http"), ("calls", Role::Frontend, 81, "http2"), ("bytes", Role::Frontend, 82, "tcp")];
+
+/// An answer that takes longer is asked for again.
+const GREETING: Duration = Duration::from_secs(2);
 
 /// What the cluster has left.
 pub(super) struct Own {
@@ -78,10 +83,28 @@ impl Own {
         let own = Self { directory: east.directory().to_owned(), outbound, targets };
         captured::redirect(&own.redirects([outbound; 3])?)?;
         for target in &own.targets {
-            wait::until(&target.host, READY, || greeted(target)).await?;
+            wait::until(&target.host, READY, || async { timeout(GREETING, greeted(target)).await? }).await?;
         }
+        own.until_written().await?;
         lab.stop().await;
         Ok(own)
+    }
+
+    /// Waits until the sidecars have on disk what they know.
+    async fn until_written(&self) -> anyhow::Result<()> {
+        for (target, (name, ..)) in self.targets.iter().zip(SERVICES) {
+            for pod in ["client".to_owned(), format!("{name}-0")] {
+                let path = self.directory.join(format!("state/sidecar-{pod}/state"));
+                wait::until(&format!("{} in {}", target.host, path.display()), READY, || async {
+                    let state = fs::read(&path)?;
+                    let there = state.windows(target.host.len()).any(|window| window == target.host.as_bytes());
+                    ensure!(there, "it is not there");
+                    Ok(())
+                })
+                .await?;
+            }
+        }
+        Ok(())
     }
 
     /// Leads each target to an address.

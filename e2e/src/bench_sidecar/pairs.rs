@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::{
     captured,
@@ -168,11 +168,15 @@ fn make_keys(directory: &Path) -> anyhow::Result<()> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // With one name for all, a leaf would look as if it had signed itself.
+    params.distinguished_name.push(DnType::CommonName, "bench root");
     fs::write(directory.join("root.pem"), params.self_signed(&key)?.pem())?;
     let issuer = Issuer::new(params, key);
     for side in ["client", "server"] {
         let key = KeyPair::generate()?;
-        let leaf = CertificateParams::new(["bench.local".to_owned()])?.signed_by(&key, &issuer)?.pem();
+        let mut params = CertificateParams::new(["bench.local".to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, side);
+        let leaf = params.signed_by(&key, &issuer)?.pem();
         fs::write(directory.join(format!("{side}.crt")), &leaf)?;
         fs::write(directory.join(format!("{side}.key")), key.serialize_pem())?;
         fs::write(directory.join(format!("{side}.pem")), leaf + &key.serialize_pem())?;
