@@ -11,6 +11,9 @@ const LABS: u8 = 24;
 /// Networks of one lab: the federation's and nine clusters'.
 const BLOCKS: u8 = 10;
 
+/// Groups of processes, one for each block: numbers that nobody else has.
+const FIRST_GROUP: u32 = 61_000;
+
 /// A reservation: it lasts as long as the process holds the lock.
 #[derive(Debug)]
 pub struct Network {
@@ -60,6 +63,13 @@ impl Block {
     #[must_use]
     pub fn number(self) -> u8 {
         self.0
+    }
+
+    /// The group that the cluster's processes run in, by which the kernel tells whose packet one is. `None` where this process
+    /// may not choose groups.
+    #[must_use]
+    pub fn group(self) -> Option<u32> {
+        rustix::process::geteuid().is_root().then(|| FIRST_GROUP + u32::from(self.0))
     }
 
     /// A range for the Services of a Kubernetes cluster of its own.

@@ -34,6 +34,20 @@ pub struct Plan {
     pub health: Option<SocketAddr>,
 }
 
+impl Plan {
+    /// The same in a group of its own, if one is given.
+    #[must_use]
+    pub fn in_group(self, group: Option<u32>) -> Self {
+        let Some(group) = group else { return self };
+        let program = self.program.display().to_string();
+        // A change of group makes the kernel forget what is to happen when the parent dies: so it is said again.
+        let before = ["--regid", &group.to_string(), "--keep-groups", "--pdeathsig", "SIGKILL", "--", &program]
+            .map(str::to_owned);
+        let arguments = before.into_iter().chain(self.arguments).collect();
+        Self { program: PathBuf::from("setpriv"), arguments, ..self }
+    }
+}
+
 /// A process, running or not.
 #[derive(Debug)]
 pub struct Process {
