@@ -1,7 +1,8 @@
-//! From an operator's word to the last byte of a quarantined cluster that an application takes, under load, over many runs.
+//! From an operator's command to the last byte of a quarantined cluster that an application takes, under load, over many runs.
 //!
 //! East and west talk to each other over live streams, each a byte every 5 ms both ways, and 50 new streams a second each
-//! way. West is quarantined, and released when everything is silent.
+//! way. `isthmus quarantine west` is started, which is when the clock starts: the start of the command, the signature and
+//! the way to the trust-bundle count. When everything is silent west is released, by command too.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::Parser;
 
-use crate::lab::authority::TrustOperator;
+use crate::lab::binaries::Binaries;
+use crate::lab::federation::FederationOperator;
 use crate::lab::{READY, wait};
 use crate::ticks::Stream;
 use crate::ticks::lab::{Settings, TickingLab, byte_of};
@@ -41,8 +43,10 @@ pub async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     ensure!(arguments.runs > 0, "--runs: at least 1");
     let directory = tempfile::Builder::new().prefix("isthmus-bench-identity-").tempdir()?;
-    let mut ticking = TickingLab::start(directory.path(), 2, Settings::default()).await?;
-    let operator = TrustOperator::open(ticking.lab.federation.operator_directory())?;
+    let binaries = Binaries::beside_this_program()?;
+    let settings = Settings { binaries: Some(&binaries), ..Settings::default() };
+    let mut ticking = TickingLab::start(directory.path(), 2, settings).await?;
+    let operator = ticking.lab.federation.operator();
     let mut screen = std::io::stdout();
     writeln!(screen, "{:>4} {:>16} {:>20}", "run", "last byte ms", "acknowledged ms")?;
     let mut times = Vec::new();
@@ -61,8 +65,11 @@ pub async fn main() -> anyhow::Result<ExitCode> {
     Ok(if met || !arguments.strict { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// One quarantine and release: when the last byte came, and when every proxy had acknowledged.
-async fn quarantine(ticking: &mut TickingLab, operator: &TrustOperator) -> anyhow::Result<(Duration, Duration)> {
+/// One quarantine and release: when the last byte came, and when the command had every proxy's acknowledgement and ended.
+pub(crate) async fn quarantine(
+    ticking: &mut TickingLab,
+    operator: &FederationOperator,
+) -> anyhow::Result<(Duration, Duration)> {
     let mut streams: Vec<(&str, Stream)> = Vec::new();
     for (from, to) in [("west", "east"), ("east", "west")] {
         for _ in 0..STREAMS {
@@ -78,8 +85,8 @@ async fn quarantine(ticking: &mut TickingLab, operator: &TrustOperator) -> anyho
     })
     .await?;
     let begun = Instant::now();
-    let epoch = operator.change(|list| list.clusters.extend("west".parse())).await?;
-    operator.until_applied(&["east"], epoch, READY).await?;
+    // It ends when every proxy has acknowledged, and fails when one has not.
+    operator.isthmus(&["quarantine", "west"]).await?;
     let acknowledged = begun.elapsed();
     let last_heard = || {
         let of_clients = streams.iter().filter(|(from, _)| *from == "east").map(|(_, it)| it.last(byte_of("west")));
@@ -96,11 +103,7 @@ async fn quarantine(ticking: &mut TickingLab, operator: &TrustOperator) -> anyho
     .await?;
     let last = last_heard().context("nothing was ever heard")?.saturating_duration_since(begun);
     drop((out, back, streams));
-    operator
-        .change(|list| {
-            list.clusters.remove("west");
-        })
-        .await?;
+    operator.isthmus(&["release", "west"]).await?;
     Ok((last, acknowledged))
 }
 

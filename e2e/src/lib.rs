@@ -3,6 +3,7 @@
 
 mod bench;
 pub mod bench_dns;
+pub mod bench_failover;
 pub mod bench_federation;
 pub mod bench_gateway;
 pub mod bench_identity;

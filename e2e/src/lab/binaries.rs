@@ -35,6 +35,15 @@ impl Binaries {
         Ok(Self { directory: build_programs(programs)? })
     }
 
+    /// Programs that were built with this one, with whatever profile that was.
+    ///
+    /// # Errors
+    /// This program has no path.
+    pub fn beside_this_program() -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?;
+        Ok(Self { directory: program.parent().context("a program lies in a folder")?.to_owned() })
+    }
+
     /// A program's path.
     #[must_use]
     pub fn path(&self, program: &str) -> PathBuf {

@@ -69,7 +69,7 @@ impl Cluster {
         };
         std::fs::write(&config, control_plane_config(&description, block, directory))?;
         let cluster = Self {
-            control_plane: Process::start(control_plane)?,
+            control_plane: Process::start(control_plane.in_group(block.group()))?,
             directory: directory.to_owned(),
             gateways: Vec::new(),
             description,
@@ -90,6 +90,12 @@ impl Cluster {
     #[must_use]
     pub fn name(&self) -> &str {
         self.description.name
+    }
+
+    /// Its network.
+    #[must_use]
+    pub fn block(&self) -> Block {
+        self.block
     }
 
     /// Where its control-plane's admin API is.
@@ -179,7 +185,7 @@ impl Cluster {
         for number in 0..self.description.gateways {
             self.write_token("isthmus-system", "east-west-gateway").await?;
             let plan = self.gateway_plan(number)?;
-            self.gateways.push(Process::start(plan)?);
+            self.gateways.push(Process::start(plan.in_group(self.block.group()))?);
         }
         for service in 0..self.pods.len() {
             for pod in 0..self.pods[service].1.len() {
@@ -201,9 +207,10 @@ impl Cluster {
         let account = self.pods[service].1[pod].facts.service_account.clone();
         self.write_token(NAMESPACE, &account).await?;
         let facts = self.pods[service].1[pod].facts.clone();
-        let sidecar = Process::start(self.sidecar_plan(&facts)?)?;
+        let group = self.block.group();
+        let sidecar = Process::start(self.sidecar_plan(&facts)?.in_group(group))?;
         let application = match self.description.services.get(service) {
-            Some(description) => Some(Process::start(self.application_plan(description, &facts))?),
+            Some(description) => Some(Process::start(self.application_plan(description, &facts).in_group(group))?),
             None => None,
         };
         let pod = &mut self.pods[service].1[pod];
