@@ -7,6 +7,7 @@ pub mod bench_failover;
 pub mod bench_federation;
 pub mod bench_gateway;
 pub mod bench_identity;
+pub mod bench_kubernetes;
 pub mod bench_sidecar;
 pub mod client;
 pub mod demo;

@@ -34,7 +34,7 @@ impl Processes {
     }
 
     /// Anonymous memory that is resident, in bytes.
-    pub(super) fn anonymous(&self) -> u64 {
+    pub(crate) fn anonymous(&self) -> u64 {
         self.status("RssAnon:")
     }
 

@@ -26,8 +26,15 @@ impl KubernetesLab {
     /// # Errors
     /// A program is missing, or something does not become ready; the error names its log.
     pub async fn start(directory: &Path, names: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(directory, names, Binaries::build_only(&PROGRAMS)?).await
+    }
+
+    /// Starts clusters with programs that are there.
+    ///
+    /// # Errors
+    /// As [`KubernetesLab::start`].
+    pub async fn start_with(directory: &Path, names: &[&str], binaries: Binaries) -> anyhow::Result<Self> {
         let assets = Assets::find()?;
-        let binaries = Binaries::build_only(&PROGRAMS)?;
         let mut network = Network::reserve()?;
         std::fs::create_dir_all(directory)?;
         let federation = Federation::start(directory, &binaries, network.next_block(), Storage::Embedded).await?;
