@@ -135,7 +135,7 @@ impl<S: Store> Driver<S> {
             self.fulfil(&authority, &mut rotation, &mut told).await?;
             if let Some(under_way) = &mut rotation {
                 self.tell_of_watchers(under_way, &mut told)?;
-                if self.advance(&authority, under_way).await? {
+                if self.advance(&authority, under_way, &mut told).await? {
                     rotation = None;
                     told.clear();
                 }
@@ -263,7 +263,12 @@ impl<S: Store> Driver<S> {
     }
 
     /// Does what is due; says whether the rotation is over.
-    async fn advance(&self, authority: &Arc<Authority>, rotation: &mut RootRotation) -> Result<bool, DriveError> {
+    async fn advance(
+        &self,
+        authority: &Arc<Authority>,
+        rotation: &mut RootRotation,
+        told: &mut BTreeMap<String, Told>,
+    ) -> Result<bool, DriveError> {
         let now = SystemTime::now();
         let step = rotation.step(now)?;
         let (waiting, done) = match step {
@@ -273,8 +278,12 @@ impl<S: Store> Driver<S> {
                 (None, false)
             }
             RootStep::Wait(waiting) => {
-                // The signer may have changed with this step.
-                self.publish(authority, &authority.roots()).await?;
+                // The signer may have changed with this step, or the store may have gone back to a backup.
+                let epoch = self.publish(authority, &authority.roots()).await?;
+                if rotation.republished(epoch)? {
+                    warn!(epoch, "the store has gone back: who has acknowledged is asked anew");
+                    told.clear();
+                }
                 (Some(waiting), false)
             }
             RootStep::Done => (None, true),

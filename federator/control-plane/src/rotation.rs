@@ -319,6 +319,13 @@ impl Rotator {
                 self.show_phase(Vec::new(), None, false);
             }
             RootStep::Wait(waiting) => {
+                // A trust-bundle that went back to a backup counts its epochs anew.
+                if let Some(epoch) = snapshot.own_bundle.published
+                    && rotation.republished(epoch)?
+                {
+                    warn!(epoch, "the trust state has begun anew: who has acknowledged is asked anew");
+                    self.seen.clear();
+                }
                 let names = waiting.watchers.into_iter().map(|name| described(&name, &watchers)).collect();
                 self.show_phase(names, waiting.until, waiting.stalled);
             }

@@ -139,6 +139,19 @@ impl RootRotation {
         })
     }
 
+    /// What was published is found with this epoch: a lower one means that epochs began anew, and is waited for instead.
+    /// Says whether that is so: who watches is to be passed on anew then.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn republished(&mut self, epoch: u64) -> Result<bool, RotateError> {
+        let anew = self.rotation.republished(epoch);
+        if anew {
+            self.store()?;
+        }
+        Ok(anew)
+    }
+
     /// Does what is due and can be done here, and says what is left to others.
     ///
     /// # Errors

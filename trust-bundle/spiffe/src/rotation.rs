@@ -162,6 +162,21 @@ impl Rotation {
         }
     }
 
+    /// What was published has this epoch now. A lower one means that the history of epochs began anew, from a backup:
+    /// whoever watches acknowledges in the new one only, and what was acknowledged before counts no more. Says whether
+    /// that is so; the owner passes on anew who watches then.
+    pub fn republished(&mut self, now_at: u64) -> bool {
+        let (Phase::Spread { epoch, .. } | Phase::Settle { epoch, .. }) = &mut self.phase else { return false };
+        if now_at >= *epoch {
+            return false;
+        }
+        *epoch = now_at;
+        for watcher in self.watchers.values_mut() {
+            watcher.acknowledged = None;
+        }
+        true
+    }
+
     /// The new key signs.
     pub fn activated(&mut self, now: SystemTime) {
         if self.phase == Phase::Activate {

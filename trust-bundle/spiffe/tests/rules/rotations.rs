@@ -56,6 +56,28 @@ fn a_rotation_goes_from_publishing_to_done() {
 }
 
 #[test]
+fn a_history_that_begins_anew_is_acknowledged_anew() {
+    for (mut rotation, until, after) in [(spreading(), at(180), 180), {
+        let mut settling = draining();
+        let end = 200 + (LIFE + SKEW).as_secs();
+        assert_eq!(settling.next(at(end)), Action::Retire);
+        settling.retired(6, at(end));
+        (settling, at(end), end)
+    }] {
+        // The same or a higher epoch is no new history.
+        assert!(!rotation.republished(6));
+        rotation.acknowledged("east", 99);
+        assert!(rotation.republished(2));
+        let Action::Wait(waiting) = rotation.next(at(after)) else { panic!("it went on") };
+        assert_eq!(waiting.watchers, ["east", "west"], "what was acknowledged before counts no more");
+        rotation.acknowledged("east", 2);
+        rotation.acknowledged("west", 3);
+        assert!(!matches!(rotation.next(until), Action::Wait(_)));
+    }
+    assert!(!draining().republished(0), "nothing is waited for then");
+}
+
+#[test]
 fn a_new_key_signs_after_three_hints_and_all_acknowledgements() {
     let mut rotation = spreading();
     assert_eq!(rotation.next(at(0)), waiting(Some(at(180)), &["east", "west"], false));
