@@ -18,10 +18,11 @@ mod report;
 mod rows;
 mod stage;
 
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Instant};
+use std::{io::Write, path::PathBuf, pin::Pin, process::ExitCode, time::Instant};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use futures_util::future::try_join_all;
 
 use crate::{
     bench::{Goal, replace_table},
@@ -41,6 +42,9 @@ struct Arguments {
     /// Only these rows, by name, separated by commas.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// One federation after the other instead of side by side: longer, and fit for a machine that has other things to do.
+    #[arg(long)]
+    in_turn: bool,
     /// Where the table and the figures go.
     #[arg(long, default_value = "target/bench-failover")]
     output: PathBuf,
@@ -73,12 +77,19 @@ pub async fn main() -> anyhow::Result<ExitCode> {
         report: &report,
     };
     let began = Instant::now();
-    tokio::try_join!(
-        async { Box::pin(home::play(&plan)).await.context("home") },
-        async { Box::pin(dark::play(&plan)).await.context("dark") },
-        async { Box::pin(plane::play(&plan)).await.context("plane") },
-        async { Box::pin(quarantine(&plan)).await.context("quarantine") },
-    )?;
+    let stages = [
+        Box::pin(async { home::play(&plan).await.context("home") }) as Stage<'_>,
+        Box::pin(async { dark::play(&plan).await.context("dark") }),
+        Box::pin(async { plane::play(&plan).await.context("plane") }),
+        Box::pin(async { quarantine(&plan).await.context("quarantine") }),
+    ];
+    if arguments.in_turn {
+        for stage in stages {
+            stage.await?;
+        }
+    } else {
+        try_join_all(stages).await?;
+    }
     std::fs::create_dir_all(&arguments.output)?;
     std::fs::write(arguments.output.join("failover.md"), report.table())?;
     std::fs::write(arguments.output.join("failover.json"), report.json()?)?;
@@ -93,6 +104,9 @@ pub async fn main() -> anyhow::Result<ExitCode> {
     }
     Ok(if arguments.strict && goals.iter().any(Goal::failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
+
+/// Rows that are played on one federation.
+type Stage<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
 fn names() -> Vec<&'static str> {
     Row::ALL.iter().map(|row| row.name()).collect()

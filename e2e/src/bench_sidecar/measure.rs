@@ -36,8 +36,8 @@ pub(super) struct Sizes {
 
 /// Connections of HTTP/1.1.
 const CONCURRENCY: usize = 32;
-/// Connections of HTTP/2, and requests at a time on each.
-const HTTP2: (usize, usize) = (4, 32);
+/// Connections of HTTP/2, and requests at a time on each: no more together than a sidecar lets through to a slow application.
+const HTTP2: (usize, usize) = (4, 24);
 /// Connections of bulk.
 const BULK: usize = 2;
 /// Requests a second.
