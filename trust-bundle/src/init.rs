@@ -108,6 +108,45 @@ pub fn init(directory: &Path, file: &FederationFile, operator: &str, now: System
     write_identity(&federator, "service", &authority, &federator_id, SERVICE_LIFETIME, now)
 }
 
+/// Who can be given a certificate by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// An operator, by name.
+    Operator(String),
+    /// The federator's replicas.
+    Federator,
+}
+
+/// Writes a new certificate for somebody into a folder, with its key and the roots that are published now: for another
+/// operator, or for one who was away while the authority was replaced and whom nobody knows any more. What else the folder
+/// holds, a membership root above all, stays.
+///
+/// # Errors
+/// [`InitError`]
+pub fn issue(service: &Path, holder: &Holder, out: &Path, now: SystemTime) -> Result<(), InitError> {
+    let path = service.join("federation.json");
+    let failed = |path: &Path, source| InitError::File { path: path.to_owned(), source };
+    let text = fs::read(&path).map_err(|source| failed(&path, source))?;
+    let file: FederationFile = serde_json::from_slice(&text).map_err(|error| crypto("federation.json", &error))?;
+    let name = |error: &dyn std::fmt::Display| InitError::Name(error.to_string());
+    let trust_domain: TrustDomain = file.federation.as_str().parse().map_err(|error| name(&error))?;
+    let (id, stem, lifetime) = match holder {
+        Holder::Operator(name) => (SpiffeId::operator(&trust_domain, name), "operator", OPERATOR_LIFETIME),
+        Holder::Federator => (SpiffeId::service(&trust_domain, "federator"), "service", SERVICE_LIFETIME),
+    };
+    let id = id.map_err(|error| name(&error))?;
+    let authority = Authority::open(&service.join("authority"), &trust_domain);
+    let authority = authority.map_err(|error| crypto("federation authority", &error))?;
+    DirBuilder::new().recursive(true).mode(PRIVATE_DIRECTORY).create(out).map_err(|source| failed(out, source))?;
+    for name in ["federation.json", "membership-root.pub"] {
+        let (from, to) = (service.join(name), out.join(name));
+        let bytes = fs::read(&from).map_err(|source| failed(&from, source))?;
+        write(&to, &bytes, PUBLIC)?;
+    }
+    write(&out.join("federation-root.crt"), pem::certificates_to_pem(&authority.roots()).as_bytes(), PUBLIC)?;
+    write_identity(out, stem, &authority, &id, lifetime, now)
+}
+
 /// Tokens carry the addresses to every cluster: a mistake in one is best found here.
 fn check_address(address: &str) -> Result<(), InitError> {
     let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());

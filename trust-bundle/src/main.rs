@@ -1,4 +1,4 @@
-//! `trust-bundle`: serves trust, or makes a federation (`trust-bundle init`).
+//! `trust-bundle`: serves trust, makes a federation (`trust-bundle init`), or issues what an operator needs (`… issue`).
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use clap::Parser;
 use federation::FederationDomain;
-use trust_bundle::init::{FederationFile, init};
+use trust_bundle::init::{FederationFile, Holder, InitError, init, issue};
 use trust_bundle::{Config, program};
 
 #[derive(Parser)]
@@ -39,6 +39,19 @@ enum Command {
         #[arg(long, default_value = "admin")]
         operator: String,
     },
+    /// Writes a certificate, its key and the federation's present roots for an operator or the federator: for a new one, or
+    /// for one that was away while the authority was replaced. Runs where a replica's folder service/ is.
+    Issue {
+        /// The folder service/ of a replica.
+        #[arg(long, value_name = "DIR")]
+        service: PathBuf,
+        /// The operator's name; without it the certificate is the federator's.
+        #[arg(long, value_name = "NAME")]
+        operator: Option<String>,
+        /// Where the files are written; others that are there stay.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 fn complain(error: &dyn std::fmt::Display) -> ExitCode {
@@ -47,15 +60,23 @@ fn complain(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+fn ended(outcome: Result<(), InitError>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error),
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match (arguments.command, arguments.flags) {
         (Some(Command::Init { dir, federation, trust_bundle_addresses, federator_addresses, operator }), _) => {
             let file = FederationFile { federation, trust_bundle_addresses, federator_addresses };
-            match init(&dir, &file, &operator, SystemTime::now()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => complain(&error),
-            }
+            ended(init(&dir, &file, &operator, SystemTime::now()))
+        }
+        (Some(Command::Issue { service, operator, out }), _) => {
+            let holder = operator.map_or(Holder::Federator, Holder::Operator);
+            ended(issue(&service, &holder, &out, SystemTime::now()))
         }
         (None, Some(flags)) => {
             mesh_runtime::run("trust-bundle", &flags.config, |config: Config, process| program::run(config, process))

@@ -217,7 +217,7 @@ pub(crate) struct TokenRevoke {
 #[derive(Debug, Args)]
 pub(crate) struct TokenCreate {
     /// The operator's directory: membership-root.key, federation.json, federation-root.crt
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_OPERATOR")]
     pub(crate) operator: PathBuf,
     /// The cluster that may join
     #[arg(long, value_name = "NAME")]

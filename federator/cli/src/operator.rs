@@ -130,7 +130,13 @@ impl OperatorDirectory {
     /// What to tell when a call failed.
     pub(crate) fn failed(&self, status: Status) -> Failure {
         let addresses = self.file.trust_bundle_addresses.join(", ");
-        let reason = status.message().to_owned();
+        let mut reason = status.message().to_owned();
+        if ["signed by no root", "fatal alert"].iter().any(|sign| reason.contains(sign)) {
+            reason.push_str(
+                "; if the federation's authority was replaced since this directory was last used, `trust-bundle issue` \
+                 writes its certificate and the roots anew",
+            );
+        }
         match status.code() {
             Code::Unavailable | Code::DeadlineExceeded => Failure::NoTrustBundle { addresses, reason },
             _ => Failure::RefusedByTrustBundle { reason },

@@ -54,7 +54,18 @@ pub(crate) async fn quarantine(arguments: &ShutOut, output: &Output) -> Result<(
         Target::Identity(id) => list.spiffe_ids.insert(id.to_string()),
     };
     let operation = Operation { directory, done: format!("quarantined {}", arguments.target) };
-    operation.run(change, &arguments.wait, output).await
+    let outcome = operation.run(change, &arguments.wait, output).await;
+    if let Target::Cluster(cluster) = &arguments.target {
+        warn_of_stranger(&OperatorDirectory::open(&arguments.wait.service.operator)?, cluster).await;
+    }
+    outcome
+}
+
+/// A misspelt name shuts out nobody: said after the deed, which must not wait for it.
+async fn warn_of_stranger(directory: &OperatorDirectory, cluster: &ClusterName) {
+    if let Err(Failure::Usage(_)) = present_generation(directory, cluster).await {
+        note(&format!("warning: no member is called {cluster}; should one join by that name, it is shut out"));
+    }
 }
 
 /// Lets it in again.

@@ -10,7 +10,8 @@ use federation_api::signing::{MembershipRoot, PublicKey};
 use mesh_tls::{Identity, Purpose, TrustStore, pem};
 use rustls_pki_types::UnixTime;
 use spiffe_identity::Bundle;
-use trust_bundle::init::{InitError, init};
+use svid_issuer::Authority;
+use trust_bundle::init::{Holder, InitError, init, issue};
 
 use crate::plane::{federation_file, trust_domain};
 
@@ -130,4 +131,37 @@ fn a_mistake_is_found_before_anything_is_written() {
         assert!(matches!(refused, Err(InitError::Address(_))), "{address:?}: {refused:?}");
     }
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+/// Whom the certificate of a folder names, if the roots beside it believe it.
+fn believed(directory: &Path, name: &str, roots: &Path) -> Option<String> {
+    let read = |name: String| fs::read(directory.join(name)).unwrap();
+    let identity = Identity::from_pem(&read(format!("{name}.crt")), &read(format!("{name}.key"))).unwrap();
+    let (trust, trust_domain) = (TrustStore::new(), trust_domain());
+    let x509_authorities = pem::certificates_from_pem(&fs::read(roots.join("federation-root.crt")).unwrap()).unwrap();
+    trust.insert(Bundle { trust_domain, x509_authorities, sequence: 1, refresh_hint: None });
+    trust.verify(&identity.chain(), Purpose::Client, UnixTime::now()).ok().map(|id| id.to_string())
+}
+
+#[test]
+fn who_was_away_while_the_authority_was_replaced_is_given_another_certificate() {
+    let (directory, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
+    init(directory.path(), &federation_file(), "admin", now).unwrap();
+    let folder = |name: &str| directory.path().join(name);
+    let secret = fs::read(folder("operator/membership-root.key")).unwrap();
+    let authority = Authority::open(&folder("service/authority"), &trust_domain()).unwrap();
+    authority.prepare_root(now).unwrap();
+    authority.activate_root(now).unwrap();
+    authority.retire_root().unwrap();
+    let (service, operator, second) = (folder("service"), folder("operator"), folder("second"));
+    issue(&service, &Holder::Operator("second".to_owned()), &second, now).unwrap();
+    assert_eq!(believed(&second, "operator", &second).unwrap(), "spiffe://mesh.example/operator/second");
+    assert_eq!(believed(&operator, "operator", &second), None, "it was issued below the root before");
+    issue(&service, &Holder::Operator("admin".to_owned()), &operator, now).unwrap();
+    assert_eq!(believed(&operator, "operator", &second).unwrap(), "spiffe://mesh.example/operator/admin");
+    assert_eq!(fs::read(operator.join("membership-root.key")).unwrap(), secret, "what else is there stays");
+    issue(&service, &Holder::Federator, &folder("federator"), now).unwrap();
+    assert_eq!(believed(&folder("federator"), "service", &second).unwrap(), "spiffe://mesh.example/service/federator");
+    let refused = issue(&service, &Holder::Operator("a/b".to_owned()), &folder("third"), now);
+    assert!(matches!(refused, Err(InitError::Name(_))) && !folder("third").exists(), "{refused:?}");
 }

@@ -141,6 +141,7 @@ async fn a_quarantine_is_the_next_deny_list_and_waits_for_everybody() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.stdout.contains("quarantined east by deny-list 1"), "{ran:?}");
     assert!(ran.stdout.contains("acknowledged by 1 watchers and 3 proxies after"), "{ran:?}");
+    assert!(ran.stderr.contains("no member is called east"), "a misspelt name is noticed: {ran:?}");
     let list = puppet.last_put();
     assert!(list.epoch == 1 && list.quarantines(&"east".parse().unwrap()));
 
