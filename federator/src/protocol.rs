@@ -211,10 +211,11 @@ impl Protocol {
         self.outbox.push_back(Response::Liveness(Liveness { clusters }));
     }
 
-    /// Answers wait: requests are to be left where they are.
+    /// Answers wait: requests are to be left where they are, and nothing is said unasked. One place is kept for the answer to
+    /// what is being stored.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.outbox.len() >= OUTBOX
+        self.outbox.len() + 1 >= OUTBOX
     }
 
     /// How many answers wait.

@@ -13,6 +13,12 @@ pub(crate) enum Check {
     NoResurrection,
     /// Nobody lets go of an export that its owner still exports.
     NoLostExport,
+    /// Whoever has lost its lease is suspected, and nobody else.
+    Suspicion,
+    /// Who is quarantined writes nothing from the moment a replica knows, and has no session there.
+    CutOff,
+    /// Of an evicted membership nothing is left.
+    Evicted,
     /// Within a session revisions, and a key's positions, never go back.
     MonotonicReads,
     /// No queue, and no set of records, outgrows its bound.

@@ -1,47 +1,52 @@
-//! A cluster: what it wants to export, what it has signed, and what it has heard of the others.
+//! A cluster: what it wants to export, what it has signed, and what it has heard of the others. The rules are the
+//! control-plane's own, `Publications` and `Received`; here is what it writes down, and its side of a session.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use federation::export::IpFamily;
 use federation::{ClusterName, Export, Namespace, RecordKey, ServiceId, ServiceType};
 use federation_api::federation::v1::refusal::Reason;
 use federation_api::federation::v1::{Hello, PublishResult, Welcome};
 use federation_api::payload::Payload;
-use federation_api::record::v1::Signed;
-use federation_api::records::{Applied, Comparison, Head, HeadScope, Reconciled, RecordSet};
-use federation_api::signing::SequenceClock;
-use federation_api::verify::VerifiedStatement;
+use federation_api::publications::Publications;
+use federation_api::record::v1::{Signed, Statement};
+use federation_api::records::{Patience, Received};
+use federation_api::verify::{DenyList, VerifiedStatement};
 use federation_store::Revision;
+use prost::Message as _;
 
-use super::checks::{Check, Violation};
-use super::keys::{CLUSTERS, membership, name, verify};
+use super::keys::{membership, name, nobody};
+use super::receiver::Position;
 use super::world::Mutation;
+
+/// Differences are looked into soon here.
+const PATIENCE: Patience = Patience { first: Duration::from_secs(2), longest: Duration::from_secs(6), withdrawals: 2 };
+/// Heads are signed again so often here.
+const HEADS_REFRESH: Duration = Duration::from_secs(5);
 
 /// Where a receiver stands.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cursor {
-    incarnation: String,
+    pub(super) incarnation: String,
     pub(crate) revision: Revision,
-    namespaces: BTreeSet<Namespace>,
+    pub(super) namespaces: BTreeSet<Namespace>,
 }
 
-/// A difference from an owner's heads that lasts so long is not the network's, milliseconds.
-const DIFFERS_LONG: u64 = 5_000;
-
-type Position = (u64, u64);
-
 /// What a cluster writes down, and finds again after a crash.
-#[derive(Clone)]
-pub(crate) struct State {
-    /// Its own records: payload, sequence, envelope.
-    own: BTreeMap<RecordKey, (Payload, u64, Signed)>,
-    last: u64,
-    published_to: Option<String>,
-    pub(crate) records: RecordSet,
-    pub(crate) cursor: Cursor,
-    /// The highest position that it has believed of each key.
+#[derive(Clone, Default)]
+pub(crate) struct Saved {
+    own: Vec<Signed>,
+    others: Vec<VerifiedStatement>,
+    cursor: Cursor,
     highest: BTreeMap<(ClusterName, RecordKey), Position>,
+}
+
+/// A moment, by the cluster's own clock.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) instant: Instant,
+    pub(crate) system: SystemTime,
 }
 
 pub(crate) struct Cluster {
@@ -52,16 +57,27 @@ pub(crate) struct Cluster {
     /// The services that it exports, and the version of each.
     pub(crate) wanted: BTreeMap<(usize, usize), u32>,
     pub(crate) interest: BTreeSet<Namespace>,
-    pub(crate) state: State,
-    pub(crate) saved: Vec<State>,
+    pub(super) publications: Publications,
+    pub(super) received: Received,
+    pub(crate) cursor: Cursor,
+    published_to: Option<String>,
+    /// The highest position that it has believed of each key, since its owner's heads set it back.
+    pub(super) highest: BTreeMap<(ClusterName, RecordKey), Position>,
+    pub(crate) saved: Vec<Saved>,
     outbox: BTreeMap<RecordKey, (u64, Signed)>,
     pub(crate) in_flight: bool,
-    pub(crate) behind: BTreeSet<RecordKey>,
-    covered: Option<BTreeSet<Namespace>>,
-    present: BTreeMap<ClusterName, BTreeSet<RecordKey>>,
+    pub(super) covered: Option<BTreeSet<Namespace>>,
     pub(crate) connection: Option<u64>,
     pub(crate) told_interest: BTreeSet<Namespace>,
-    differs_since: Option<u64>,
+    /// Cursors of the present session are void: the next begins with a snapshot.
+    pub(super) anew: bool,
+    pub(crate) denied: DenyList,
+    /// Nobody hears of it until then.
+    pub(crate) away_until: u64,
+    /// Its last membership was evicted.
+    pub(crate) evicted: bool,
+    /// What it signed since the world last looked.
+    pub(crate) signed: Vec<Signed>,
 }
 
 pub(crate) fn namespace(number: usize) -> Namespace {
@@ -90,17 +106,9 @@ fn export_key(namespace_number: usize, service: usize) -> RecordKey {
     RecordKey::Export(ServiceId::parse_parts(namespace(namespace_number).as_str(), &format!("s{service}")).unwrap())
 }
 
-impl State {
-    fn new() -> Self {
-        Self {
-            own: BTreeMap::new(),
-            last: 0,
-            published_to: None,
-            records: RecordSet::new(),
-            cursor: Cursor::default(),
-            highest: BTreeMap::new(),
-        }
-    }
+fn publications(number: usize, generation: usize, saved: Vec<Signed>) -> Publications {
+    let membership = membership(number, generation);
+    Publications::new(membership.speaker(number), None, membership.member.clone(), saved, HEADS_REFRESH)
 }
 
 impl Cluster {
@@ -111,16 +119,22 @@ impl Cluster {
             skew: 0,
             wanted: BTreeMap::new(),
             interest,
-            state: State::new(),
+            publications: publications(number, 0, Vec::new()),
+            received: Received::new(PATIENCE),
+            cursor: Cursor::default(),
+            published_to: None,
+            highest: BTreeMap::new(),
             saved: Vec::new(),
             outbox: BTreeMap::new(),
             in_flight: false,
-            behind: BTreeSet::new(),
             covered: None,
-            present: BTreeMap::new(),
             connection: None,
             told_interest: BTreeSet::new(),
-            differs_since: None,
+            anew: false,
+            denied: nobody(),
+            away_until: 0,
+            evicted: false,
+            signed: Vec::new(),
         }
     }
 
@@ -128,82 +142,41 @@ impl Cluster {
         name(self.number)
     }
 
-    /// Signs what changed, as a control-plane does: withdrawals, news, and heads at the end.
-    pub(crate) fn say(&mut self, now: u64) {
-        let wanted: BTreeMap<_, _> = self
-            .wanted
-            .iter()
-            .map(|((namespace, service), version)| {
-                let key = export_key(*namespace, *service);
-                (key.clone(), payload(&key, *version))
-            })
-            .collect();
-        let live = self.state.own.iter().filter(|(key, own)| **key != RecordKey::Heads && own.0 != Payload::Withdrawal);
-        let gone: Vec<_> = live.map(|(key, _)| key.clone()).filter(|key| !wanted.contains_key(key)).collect();
-        for key in gone {
-            self.sign(&key, Payload::Withdrawal, now);
-        }
-        for (key, payload) in wanted {
-            if self.state.own.get(&key).is_none_or(|own| own.0 != payload) {
-                self.sign(&key, payload, now);
-            }
-        }
-        let heads = self.heads();
-        if self.state.own.get(&RecordKey::Heads).is_none_or(|own| own.0 != heads) {
-            self.sign(&RecordKey::Heads, heads, now);
-        }
-    }
-
-    /// Signs anew what was refused for something newer of its own.
-    pub(crate) fn say_again(&mut self, now: u64) {
-        let mut behind = std::mem::take(&mut self.behind);
-        if behind.is_empty() {
-            return;
-        }
-        behind.remove(&RecordKey::Heads);
-        for key in behind {
-            if let Some((payload, ..)) = self.state.own.get(&key).cloned() {
-                self.sign(&key, payload, now);
-            }
-        }
-        let heads = self.heads();
-        self.sign(&RecordKey::Heads, heads, now);
-    }
-
-    fn sign(&mut self, key: &RecordKey, payload: Payload, now: u64) {
-        let now = self.clock(now);
-        let mut clock = SequenceClock::after(self.state.last);
-        let sequence = clock.next(now);
-        self.state.last = sequence;
-        let speaker = membership(self.number, self.generation).speaker(self.number);
-        let signed = speaker.sign(sequence, now, key, &payload).unwrap();
-        self.state.own.insert(key.clone(), (payload, sequence, signed.clone()));
-        self.outbox.insert(key.clone(), (sequence, signed));
-    }
-
-    fn clock(&self, now: u64) -> SystemTime {
+    /// The cluster's own clock, when the world's shows so many milliseconds.
+    pub(crate) fn moment(&self, start: Instant, now: u64) -> Moment {
         let milliseconds = i64::try_from(now).unwrap() + self.skew + 100_000;
-        super::keys::epoch() + Duration::from_millis(u64::try_from(milliseconds).unwrap())
+        let system = super::keys::epoch() + Duration::from_millis(u64::try_from(milliseconds).unwrap());
+        Moment { instant: start + Duration::from_millis(now), system }
     }
 
-    fn heads(&self) -> Payload {
-        let mut scopes: BTreeMap<HeadScope, Vec<(&RecordKey, u64)>> = BTreeMap::new();
-        for (key, (payload, sequence, _)) in &self.state.own {
-            if let Some(scope) = HeadScope::of(key).filter(|_| *payload != Payload::Withdrawal) {
-                scopes.entry(scope).or_default().push((key, *sequence));
-            }
-        }
-        Payload::Heads(scopes.into_iter().map(|(scope, lines)| Head::of(scope, lines)).collect())
+    /// Signs what changed, and what is to be signed again.
+    pub(crate) fn say(&mut self, now: Moment) {
+        let wanted = self.wanted.iter().map(|((namespace, service), version)| {
+            let key = export_key(*namespace, *service);
+            let payload = payload(&key, *version);
+            (key, payload)
+        });
+        let mut news = self.publications.say(&wanted.collect(), now.system).unwrap();
+        news.extend(self.publications.sign_again(now.instant, now.system).unwrap());
+        self.signed.extend(news.iter().cloned());
+        self.put(news);
     }
 
-    /// The federation holds this of the cluster: news, when its own state came from a backup.
-    fn stored(&mut self, statement: &VerifiedStatement) {
-        self.state.last = self.state.last.max(statement.sequence);
-        if self.state.own.get(&statement.key).is_none_or(|(_, sequence, _)| *sequence < statement.sequence) {
-            let own = (statement.payload.clone(), statement.sequence, statement.signed.clone());
-            self.state.own.insert(statement.key.clone(), own);
-            self.outbox.remove(&statement.key);
+    fn put(&mut self, records: Vec<Signed>) {
+        for signed in records {
+            let statement = Statement::decode(signed.message.clone()).unwrap();
+            self.outbox.insert(statement.key.parse().unwrap(), (statement.sequence, signed));
         }
+    }
+
+    /// Writes down what it holds.
+    pub(crate) fn save(&mut self) {
+        self.saved.push(Saved {
+            own: self.publications.envelopes(),
+            others: self.received.records().iter().cloned().collect(),
+            cursor: self.cursor.clone(),
+            highest: self.highest.clone(),
+        });
     }
 
     /// The next message of records, in the order of their sequences.
@@ -214,57 +187,57 @@ impl Cluster {
     }
 
     /// Everything that it ever signed and still holds: an attacker's store of old words grows from it.
-    pub(crate) fn envelopes(&self) -> impl Iterator<Item = &Signed> {
-        self.state.own.values().map(|(.., signed)| signed)
+    pub(crate) fn envelopes(&self) -> Vec<Signed> {
+        self.publications.envelopes()
     }
 
+    /// Takes answers; returns whether another session of the cluster publishes.
     pub(crate) fn published(&mut self, results: &[PublishResult]) -> bool {
         self.in_flight = false;
-        let mut fenced = false;
+        self.publications.answer(results);
         for result in results {
             let Ok(key) = result.key.parse::<RecordKey>() else { continue };
             if self.outbox.get(&key).is_some_and(|(sequence, _)| *sequence <= result.sequence) {
                 self.outbox.remove(&key);
             }
-            match result.refusal.as_ref().map(|refusal| refusal.reason()) {
-                Some(Reason::Stale | Reason::Equivocation) => {
-                    self.behind.insert(key);
-                }
-                Some(Reason::NotPublisher) => fenced = true,
-                _ => {}
-            }
         }
+        let reasons = results.iter().filter_map(|result| result.refusal.as_ref());
+        let fenced = reasons.into_iter().any(|refusal| refusal.reason() == Reason::NotPublisher);
         if fenced {
-            self.state.published_to = None;
+            self.published_to = None;
         }
         fenced
     }
 
     pub(crate) fn hello(&mut self) -> Hello {
-        let resuming = !self.state.cursor.incarnation.is_empty();
-        let namespaces = if resuming { &self.state.cursor.namespaces & &self.interest } else { self.interest.clone() };
+        let resuming = !self.cursor.incarnation.is_empty();
+        let namespaces = if resuming { &self.cursor.namespaces & &self.interest } else { self.interest.clone() };
         self.told_interest.clone_from(&namespaces);
         Hello {
             versions: vec![1],
-            incarnation: self.state.cursor.incarnation.clone(),
-            revision: self.state.cursor.revision,
+            incarnation: self.cursor.incarnation.clone(),
+            revision: self.cursor.revision,
             namespaces: namespaces.iter().map(ToString::to_string).collect(),
             publisher: true,
             ..Hello::default()
         }
     }
 
-    pub(crate) fn connected(&mut self, welcome: &Welcome) {
+    pub(crate) fn connected(&mut self, welcome: &Welcome, mutation: Mutation) {
         self.in_flight = false;
+        self.anew = false;
         self.covered = welcome.resumed.then(|| self.told_interest.clone());
-        if !welcome.resumed {
-            self.present.clear();
+        self.received.session_begins(welcome.resumed);
+        if mutation == Mutation::DropBeforeASnapshot && !welcome.resumed {
+            for cluster in self.received.records().clusters().cloned().collect::<Vec<_>>() {
+                self.received.evict(&cluster, u64::MAX);
+            }
         }
-        if self.state.published_to.as_ref() != Some(&welcome.incarnation) {
-            self.state.published_to = Some(welcome.incarnation.clone());
-            self.outbox.extend(self.state.own.iter().map(|(key, own)| (key.clone(), (own.1, own.2.clone()))));
+        if self.published_to.as_ref() != Some(&welcome.incarnation) {
+            self.published_to = Some(welcome.incarnation.clone());
+            self.put(self.publications.envelopes());
         }
-        self.state.cursor.incarnation = self.covered.as_ref().map_or_else(String::new, |_| welcome.incarnation.clone());
+        self.cursor.incarnation = self.covered.as_ref().map_or_else(String::new, |_| welcome.incarnation.clone());
     }
 
     /// Another interest is asked for.
@@ -276,152 +249,11 @@ impl Cluster {
         self.interest.iter().map(ToString::to_string).collect()
     }
 
-    fn reached(&mut self, incarnation: &str, revision: Revision) {
-        if let Some(namespaces) = self.covered.clone() {
-            self.state.cursor = Cursor { incarnation: incarnation.to_owned(), revision, namespaces };
-        }
-    }
-
-    /// A heartbeat: who has applied everything it was told comes along.
-    pub(crate) fn come_along(&mut self, revision: Revision) {
-        if self.covered.is_some() {
-            self.state.cursor.revision = self.state.cursor.revision.max(revision);
-        }
-    }
-
-    pub(crate) fn changes(
-        &mut self,
-        incarnation: &str,
-        revision: Revision,
-        records: &[Signed],
-        generations: &[usize; CLUSTERS],
-        mutation: Mutation,
-    ) -> Result<(), Violation> {
-        for signed in records {
-            let Some(statement) = verify(signed, generations) else { continue };
-            if statement.cluster == self.name() {
-                self.stored(&statement);
-                continue;
-            }
-            let (cluster, key) = (statement.cluster.clone(), statement.key.clone());
-            let position = (statement.generation, statement.sequence);
-            self.present.entry(cluster.clone()).or_default().insert(key.clone());
-            let mut applied = self.state.records.apply((*statement).clone());
-            if mutation == Mutation::BelieveOldWords && applied == Applied::Stale {
-                self.state.records.evict(&cluster, u64::MAX);
-                applied = self.state.records.apply((*statement).clone());
-            }
-            if applied == Applied::New {
-                let own = self.name();
-                let highest = self.state.highest.entry((cluster.clone(), key.clone())).or_default();
-                if position <= *highest {
-                    let text = format!("{own} took {key} of {cluster} back to {position:?} from {highest:?}");
-                    return Err(Violation { check: Check::NoResurrection, text });
-                }
-                *highest = position;
-            }
-        }
-        self.check_heads();
-        self.reached(incarnation, revision);
-        Ok(())
-    }
-
-    /// Returns what was let go of, for the world to judge.
-    pub(crate) fn complete(
-        &mut self,
-        incarnation: &str,
-        revision: Revision,
-        namespaces: &[String],
-        mutation: Mutation,
-    ) -> Vec<(ClusterName, RecordKey, Position)> {
-        let namespaces: Vec<Namespace> = namespaces.iter().map(|name| name.parse().unwrap()).collect();
-        let before = self.held();
-        for scope in namespaces.iter().cloned().map(HeadScope::Namespace).chain([HeadScope::Cluster]) {
-            for cluster in self.state.records.clusters().cloned().collect::<Vec<_>>() {
-                if mutation == Mutation::DropWhatASnapshotLacks {
-                    self.drop_blindly(&cluster, &scope);
-                }
-                let Some(present) = self.present.get(&cluster) else { continue };
-                let present =
-                    present.iter().filter(|key| HeadScope::of(key).as_ref() == Some(&scope)).cloned().collect();
-                self.state.records.reconcile(&cluster, &scope, &present);
-            }
-        }
-        self.check_heads();
-        let wanted = namespaces.into_iter().filter(|namespace| self.told_interest.contains(namespace));
-        self.covered.get_or_insert_default().extend(wanted);
-        self.reached(incarnation, revision);
-        let after = self.held();
-        before.into_iter().filter(|held| !after.contains(held)).collect()
-    }
-
-    fn drop_blindly(&mut self, cluster: &ClusterName, scope: &HeadScope) {
-        let present = self.present.get(cluster).cloned().unwrap_or_default();
-        let kept: Vec<_> = self
-            .state
-            .records
-            .evict(cluster, u64::MAX)
-            .into_iter()
-            .filter(|it| HeadScope::of(&it.key).as_ref() != Some(scope) || present.contains(&it.key))
-            .collect();
-        for statement in kept {
-            self.state.records.apply(statement);
-        }
-    }
-
-    fn held(&self) -> BTreeSet<(ClusterName, RecordKey, Position)> {
-        let live = self.state.records.iter().filter(|it| it.is_live());
-        live.map(|it| (it.cluster.clone(), it.key.clone(), (it.generation, it.sequence))).collect()
-    }
-
-    /// What owners' heads say of memberships that were replaced, and of keys that a snapshot lacked.
-    fn check_heads(&mut self) {
-        for cluster in self.state.records.clusters().cloned().collect::<Vec<_>>() {
-            let scopes: BTreeSet<HeadScope> =
-                self.state.records.of_cluster(&cluster).filter_map(|it| HeadScope::of(&it.key)).collect();
-            for scope in scopes {
-                let _: Reconciled = self.state.records.drop_replaced(&cluster, &scope);
-                let Some(present) = self.present.get(&cluster).filter(|_| self.covers(&scope)) else { continue };
-                let present = present.iter().filter(|key| HeadScope::of(key).as_ref() == Some(&scope));
-                let present = present.cloned().collect();
-                self.state.records.reconcile(&cluster, &scope, &present);
-                self.state.records.forget_withdrawals(&cluster, &scope);
-            }
-        }
-    }
-
-    /// Whether what it holds has differed from what an owner's heads say for so long that only a snapshot can tell why.
-    pub(crate) fn needs_a_snapshot(&mut self, now: u64) -> bool {
-        let differs = |cluster: &ClusterName| {
-            let scopes: BTreeSet<_> =
-                self.state.records.of_cluster(cluster).filter_map(|it| HeadScope::of(&it.key)).collect();
-            scopes
-                .iter()
-                .any(|scope| self.covers(scope) && self.state.records.compare(cluster, scope) == Comparison::Differs)
-        };
-        let differs = self.state.records.clusters().any(differs);
-        let since = if differs { *self.differs_since.get_or_insert(now) } else { now };
-        if !differs || now - since > DIFFERS_LONG {
-            self.differs_since = None;
-        }
-        now - since > DIFFERS_LONG
-    }
-
-    /// The next session begins with a snapshot.
-    pub(crate) fn begin_anew(&mut self) {
-        self.state.cursor = Cursor::default();
-    }
-
-    fn covers(&self, scope: &HeadScope) -> bool {
-        let HeadScope::Namespace(namespace) = scope else { return true };
-        self.covered.as_ref().is_some_and(|covered| covered.contains(namespace))
-    }
-
     /// What it signed last on a key, when that is a value.
     pub(crate) fn position(&self, key: &RecordKey) -> Option<Position> {
-        let (payload, sequence, _) = self.state.own.get(key)?;
+        let (sequence, payload) = self.publications.said(key)?;
         let generation = membership(self.number, self.generation).member.generation();
-        (*payload != Payload::Withdrawal).then_some((generation, *sequence))
+        (*payload != Payload::Withdrawal && !self.evicted).then_some((generation, sequence))
     }
 
     /// What it exports, as others ought to hold it: each key's version.
@@ -429,44 +261,39 @@ impl Cluster {
         let of = |((namespace, service), version): (&(usize, usize), &u32)| {
             (export_key(*namespace, *service), version.to_string())
         };
-        self.wanted.iter().map(of).collect()
-    }
-
-    /// What it holds of another cluster in the namespaces it has.
-    pub(crate) fn believed(&self, cluster: &ClusterName) -> BTreeMap<RecordKey, String> {
-        let exports =
-            self.state.records.of_cluster(cluster).filter(|it| {
-                it.is_live() && it.key.namespace().is_some_and(|namespace| self.interest.contains(namespace))
-            });
-        let version = |payload: &Payload| match payload {
-            Payload::Export(export) => export.labels.get("version").cloned().unwrap_or_default(),
-            _ => String::new(),
-        };
-        exports.map(|it| (it.key.clone(), version(&it.payload))).collect()
+        self.wanted.iter().filter(|_| !self.evicted).map(of).collect()
     }
 
     /// A crash, or a restore: what was written down some time ago is all that is known.
     pub(crate) fn restart(&mut self, saved: usize) {
-        self.state = self.saved.get(saved).cloned().unwrap_or_else(State::new);
+        self.saved.truncate(saved + 1);
+        let saved = self.saved.last().cloned().unwrap_or_default();
+        self.publications = publications(self.number, self.generation, saved.own);
+        self.received = Received::new(PATIENCE);
+        for statement in saved.others {
+            self.received.apply(statement);
+        }
+        self.received.restored();
+        (self.cursor, self.highest) = (saved.cursor, saved.highest);
+        for (cluster, through) in self.denied.evictions.clone() {
+            self.received.evict(&cluster, through);
+        }
         self.forget_connection();
     }
 
     /// A new membership: nothing that was signed under the old one counts.
     pub(crate) fn join(&mut self, generation: usize) {
         self.generation = generation;
-        self.state.own.clear();
-        self.state.published_to = None;
+        self.publications = publications(self.number, generation, Vec::new());
         self.saved.clear();
         self.forget_connection();
     }
 
     fn forget_connection(&mut self) {
         self.outbox.clear();
-        self.behind.clear();
-        self.present.clear();
         self.covered = None;
         self.in_flight = false;
-        self.state.published_to = None;
+        self.published_to = None;
     }
 
     pub(crate) fn has_waiting(&self) -> bool {

@@ -8,10 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use federation::delegation::NamespaceSet;
 use federation::{ClusterName, FederationDomain};
-use federation_api::record::v1::{Signed, Statement};
+use federation_api::record::v1::{Member, Signed, Statement};
 use federation_api::signing::{MembershipRoot, PublishKey, Speaker};
 use federation_api::token::{JoinToken, TokenRequest};
-use federation_api::verify::{VerifiedMember, VerifiedStatement, verify_member};
+use federation_api::trust::v1::WatchResponse;
+use federation_api::verify::{DenyList, VerifiedMember, VerifiedStatement, verify_member};
+use federator::members::Members;
 use prost::Message as _;
 
 /// Clusters of a world.
@@ -22,6 +24,8 @@ pub(crate) const GENERATIONS: usize = 3;
 /// One membership.
 pub(crate) struct Membership {
     pub(crate) member: VerifiedMember,
+    /// As trust-bundle tells it.
+    pub(crate) source: Member,
     key: Vec<u8>,
     generation: u64,
 }
@@ -54,14 +58,40 @@ pub(crate) fn epoch() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
-pub(crate) fn membership(cluster: usize, generation: usize) -> &'static Membership {
-    static MEMBERSHIPS: OnceLock<Vec<Membership>> = OnceLock::new();
-    let all = MEMBERSHIPS.get_or_init(|| {
+fn federation() -> &'static (MembershipRoot, Vec<Membership>) {
+    static FEDERATION: OnceLock<(MembershipRoot, Vec<Membership>)> = OnceLock::new();
+    FEDERATION.get_or_init(|| {
         let root = MembershipRoot::generate().unwrap();
         let pairs = (0..CLUSTERS).flat_map(|cluster| (0..GENERATIONS).map(move |generation| (cluster, generation)));
-        pairs.map(|(cluster, generation)| make(&root, cluster, generation)).collect()
-    });
-    &all[cluster * GENERATIONS + generation]
+        let memberships = pairs.map(|(cluster, generation)| make(&root, cluster, generation)).collect();
+        (root, memberships)
+    })
+}
+
+pub(crate) fn membership(cluster: usize, generation: usize) -> &'static Membership {
+    &federation().1[cluster * GENERATIONS + generation]
+}
+
+/// What a replica knows in the beginning: everybody's first membership.
+pub(crate) fn members() -> Members {
+    static MEMBERS: OnceLock<Members> = OnceLock::new();
+    let first = || {
+        let mut members = Members::new(federation().0.public(), domain());
+        let sources = (0..CLUSTERS).map(|cluster| membership(cluster, 0).source.clone()).collect();
+        members.apply(&WatchResponse { members: sources, ..WatchResponse::default() });
+        members
+    };
+    MEMBERS.get_or_init(first).clone()
+}
+
+/// Nobody is shut out.
+pub(crate) fn nobody() -> DenyList {
+    DenyList::empty(domain())
+}
+
+/// As the operator signs it.
+pub(crate) fn signed(list: &DenyList) -> Signed {
+    federation().0.deny(&list.to_wire())
 }
 
 fn make(root: &MembershipRoot, cluster: usize, generation: usize) -> Membership {
@@ -81,8 +111,8 @@ fn make(root: &MembershipRoot, cluster: usize, generation: usize) -> Membership 
     let token = JoinToken::create(root, request).unwrap();
     let key = PublishKey::generate().unwrap();
     let member = token.member(&key.public(), created);
-    let member = verify_member(&root.public(), &domain(), &member, None).unwrap();
-    Membership { generation: member.generation(), member, key: key.to_pkcs8().unwrap() }
+    let (member, source) = (verify_member(&root.public(), &domain(), &member, None).unwrap(), member);
+    Membership { generation: member.generation(), member, source, key: key.to_pkcs8().unwrap() }
 }
 
 type Verified = HashMap<Vec<u8>, Option<Rc<VerifiedStatement>>>;

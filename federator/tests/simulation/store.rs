@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use federation_store::{Committed, Operation, Revision, Transaction};
+use federation_store::{Committed, LeaseId, Operation, Revision, Transaction};
 
 /// What one revision changed; no value: deleted.
 pub(crate) type Changes = Vec<(String, Option<Bytes>)>;
@@ -19,6 +19,9 @@ pub(crate) struct Store {
     /// Above this revision every change is kept.
     pub(crate) compacted: Revision,
     history: BTreeMap<Revision, Changes>,
+    /// Leases, and when each was last kept alive.
+    kept: BTreeMap<LeaseId, u64>,
+    leased: BTreeMap<String, LeaseId>,
 }
 
 impl Store {
@@ -33,7 +36,9 @@ impl Store {
         let mut changes = Vec::new();
         for operation in &transaction.operations {
             match operation {
-                Operation::Put { key, value, .. } => {
+                Operation::Put { key, value, lease } => {
+                    self.leased.remove(key);
+                    self.leased.extend(lease.map(|lease| (key.clone(), lease)));
                     self.contents.insert(key.clone(), (self.revision, value.clone()));
                     changes.push((key.clone(), Some(value.clone())));
                 }
@@ -46,6 +51,26 @@ impl Store {
         }
         self.history.insert(self.revision, changes);
         Committed::Done(self.revision)
+    }
+
+    /// Keeps a lease alive, or begins one.
+    pub(crate) fn keep(&mut self, lease: LeaseId, now: u64) {
+        self.kept.insert(lease, now);
+    }
+
+    pub(crate) fn is_kept(&self, lease: LeaseId) -> bool {
+        self.kept.contains_key(&lease)
+    }
+
+    /// Leases that were not kept alive run out, and their keys go.
+    pub(crate) fn expire(&mut self, now: u64, ttl: u64) {
+        self.kept.retain(|_, kept| now - *kept <= ttl);
+        let over: Vec<_> = self.leased.iter().filter(|(_, lease)| !self.kept.contains_key(*lease)).collect();
+        let transaction = over.into_iter().fold(Transaction::new(), |transaction, (key, _)| transaction.delete(key));
+        if !transaction.operations.is_empty() {
+            self.leased.retain(|_, lease| self.kept.contains_key(lease));
+            let _ = self.commit(&transaction);
+        }
     }
 
     pub(crate) fn modified(&self, key: &str) -> Revision {
@@ -62,9 +87,10 @@ impl Store {
         self.history.clear();
     }
 
-    /// Goes back to a backup: another history begins.
-    pub(crate) fn restore(&mut self, backup: &Self) {
+    /// Goes back to a backup: another history begins. Leases that ran then run again.
+    pub(crate) fn restore(&mut self, backup: &Self, now: u64) {
         let incarnation = self.incarnation + 1;
         *self = Self { incarnation, ..backup.clone() };
+        self.kept.values_mut().for_each(|kept| *kept = now);
     }
 }
