@@ -1,6 +1,8 @@
 //! Trust that is taken away, and keys that are replaced, while clusters talk to each other: real processes, real sockets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "scenarios/killed.rs"]
+mod killed;
 #[path = "scenarios/quarantine.rs"]
 mod quarantine;
 #[path = "scenarios/rotation.rs"]
