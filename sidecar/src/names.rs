@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  query ─┬─ …<name>.<namespace>.svc.clusterset.local ─► known? ask the control-plane once ─► federation-dns
-//!         └─ anything else, headless services too ─────► the machine's resolver, byte for byte
+//!         └─ anything else ────────────────────────────► the machine's resolver, byte for byte
 //! ```
 //!
 //! With the control-plane gone, what the workload has used before still resolves; a name that nobody can tell of is
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use federation::ServiceHost;
-use federation_dns::{Transport, Zone, ZoneContents, ZoneKind, ZonePort, ZoneService, respond};
+use federation_dns::{HeadlessEndpoint, Transport, Zone, ZoneContents, ZoneKind, ZonePort, ZoneService, respond};
 use hickory_proto::op::{Header, Query};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 
 use crate::outbound::{ACCEPT_PAUSE, original};
 use crate::routing::{Entry, Router};
-use crate::service::Service;
+use crate::service::{Cluster, Headless, Service};
 use crate::tasks::Tasks;
 
 /// Queries under way at a time; more are dropped, and clients ask again.
@@ -146,12 +146,6 @@ impl Names {
     async fn own_answer(&self, query: &[u8], source: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
         let host = asked_host(query)?;
         let entry = self.router.entry(&host).await;
-        if let Some(Entry::Known(known)) = &entry
-            && known.service.addresses.is_empty()
-        {
-            // Headless: its endpoints' names are the cluster's to answer.
-            return None;
-        }
         let zone = zone(&host, entry.as_ref());
         let mut answer = Vec::new();
         respond(&zone, query, source, transport, &mut answer).map(|_| answer)
@@ -202,13 +196,30 @@ fn zone_service(service: &Service) -> ZoneService {
     ZoneService {
         namespace: service.id.namespace.clone(),
         name: service.id.name.clone(),
-        kind: ZoneKind::ClusterSetIp { vips: service.addresses.clone() },
+        kind: zone_kind(service),
         ports: service
             .ports
             .iter()
             .map(|port| ZonePort { name: port.name.clone(), protocol: port.protocol, port: port.port })
             .collect(),
     }
+}
+
+fn zone_kind(service: &Service) -> ZoneKind {
+    if !service.headless {
+        return ZoneKind::ClusterSetIp { vips: service.addresses.clone() };
+    }
+    let of = |cluster: &Cluster| {
+        let name = cluster.name.to_string();
+        let endpoint = move |endpoint: &Headless| HeadlessEndpoint {
+            cluster: name.clone(),
+            hostname: endpoint.hostname.clone(),
+            addresses: endpoint.addresses.clone(),
+            ready: endpoint.ready,
+        };
+        cluster.headless.iter().map(endpoint).collect::<Vec<_>>()
+    };
+    ZoneKind::Headless { endpoints: service.clusters.iter().flat_map(of).collect() }
 }
 
 /// From a port of its own, connected: what comes from elsewhere is no answer.

@@ -38,6 +38,8 @@ pub(crate) struct Service {
     pub(crate) addresses: Vec<IpAddr>,
     /// TCP ports only.
     pub(crate) ports: Vec<Port>,
+    /// Its name stands for its endpoints' addresses, not for one of its own.
+    pub(crate) headless: bool,
     /// Its clients stay with one endpoint.
     pub(crate) sticky: bool,
     pub(crate) clusters: Vec<Cluster>,
@@ -55,6 +57,8 @@ pub(crate) struct Cluster {
     pub(crate) zones: Vec<ZoneCapacity>,
     pub(crate) gateways: Vec<Gateway>,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// Of a headless service, with their host names.
+    pub(crate) headless: Vec<Headless>,
     pub(crate) suspect: bool,
     pub(crate) round_trip: Option<Duration>,
 }
@@ -111,6 +115,7 @@ impl TryFrom<wire::Service> for Service {
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
+            headless: wire.r#type == i32::from(record::ServiceType::Headless),
             id,
             host,
             addresses,
@@ -154,6 +159,7 @@ impl TryFrom<wire::Cluster> for Cluster {
             gateways: convert_all("gateways", wire.gateways)?,
             endpoints,
             suspect: wire.suspect,
+            headless: convert_all("headless", wire.headless)?,
             round_trip: (wire.round_trip_us > 0).then(|| Duration::from_micros(u64::from(wire.round_trip_us))),
         })
     }
@@ -171,6 +177,26 @@ impl TryFrom<wire::Endpoint> for Endpoint {
             locality: locality(wire.locality)?,
             ready: wire.ready,
             identity: wire.identity.parse().map_err(|error| ResourceError::new("identity", error))?,
+        })
+    }
+}
+
+/// An endpoint of a headless service: what its name needs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Headless {
+    pub(crate) hostname: Option<String>,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) ready: bool,
+}
+
+impl TryFrom<record::HeadlessEndpoint> for Headless {
+    type Error = ResourceError;
+
+    fn try_from(wire: record::HeadlessEndpoint) -> Result<Self, ResourceError> {
+        Ok(Self {
+            hostname: Some(wire.hostname).filter(|hostname| !hostname.is_empty()),
+            addresses: parse_all("addresses", &wire.addresses)?,
+            ready: wire.ready,
         })
     }
 }

@@ -247,6 +247,7 @@ mod tests {
             zones: vec![ZoneCapacity { locality: Locality::new("far", "far-a"), total: ready, ready }],
             gateways,
             endpoints,
+            headless: vec![],
             suspect: false,
             round_trip: None,
         }
@@ -259,6 +260,7 @@ mod tests {
             host,
             addresses: vec![],
             ports: vec![],
+            headless: false,
             sticky: false,
             clusters,
             failover: Default::default(),

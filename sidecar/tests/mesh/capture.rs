@@ -1,14 +1,18 @@
 //! Captured traffic: a real client that knows nothing of the mesh, and the program as it is installed.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, ResponseCode};
+use federation_api::discovery::v1 as wire;
+use federation_api::discovery::v1::resource::Resource as Kind;
+use federation_api::record::v1::{HeadlessEndpoint, ServiceType};
+use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinEncodable};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -130,26 +134,55 @@ async fn page(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A resolver that knows `plain.example` and nothing else.
+/// A resolver that knows `plain.example` and nothing else, over UDP and TCP.
 fn resolver() {
     let socket = UdpSocket::bind((RESOLVER, 53)).unwrap();
     std::thread::spawn(move || {
         let mut packet = [0; 4096];
         loop {
             let (length, source) = socket.recv_from(&mut packet).unwrap();
-            let query = Message::from_bytes(&packet[..length]).unwrap();
-            let question = query.queries[0].clone();
-            let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
-            answer.add_query(question.clone());
-            if question.name().to_ascii().trim_end_matches('.') != "plain.example" {
-                answer.metadata.response_code = ResponseCode::NXDomain;
-            } else if question.query_type() == RecordType::A {
-                let address = RData::A(A(HOME.parse().unwrap()));
-                answer.add_answer(Record::from_rdata(question.name().clone(), 5, address));
-            }
-            socket.send_to(&answer.to_bytes().unwrap(), source).unwrap();
+            socket.send_to(&resolved(&packet[..length]), source).unwrap();
         }
     });
+    let listener = std::net::TcpListener::bind((RESOLVER, 53)).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).unwrap();
+            let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut query).unwrap();
+            let answer = resolved(&query);
+            stream.write_all(&[&u16::try_from(answer.len()).unwrap().to_be_bytes(), &answer[..]].concat()).unwrap();
+        }
+    });
+}
+
+fn resolved(query: &[u8]) -> Vec<u8> {
+    let query = Message::from_bytes(query).unwrap();
+    let question = query.queries[0].clone();
+    let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
+    answer.add_query(question.clone());
+    if question.name().to_ascii().trim_end_matches('.') != "plain.example" {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    } else if question.query_type() == RecordType::A {
+        let address = RData::A(A(HOME.parse().unwrap()));
+        answer.add_answer(Record::from_rdata(question.name().clone(), 5, address));
+    }
+    answer.to_bytes().unwrap()
+}
+
+/// Asks for addresses over a connection to the resolver.
+async fn asked_by_tcp(stream: &mut TcpStream, name: &str) -> (ResponseCode, Vec<String>) {
+    let mut query = Message::query();
+    query.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    let query = query.to_bytes().unwrap();
+    stream.write_u16(u16::try_from(query.len()).unwrap()).await.unwrap();
+    stream.write_all(&query).await.unwrap();
+    let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+    stream.read_exact(&mut answer).await.unwrap();
+    let answer = Message::from_bytes(&answer).unwrap();
+    (answer.metadata.response_code, answer.answers.iter().map(|record| record.data.to_string()).collect())
 }
 
 /// One plain HTTP exchange: who connected, and every byte that came.
@@ -341,5 +374,65 @@ fn where_requests_go_and_what_would_be_is_explained_on_the_admin_listener() {
         assert_eq!(page(&["http://241.0.0.7/"]).await, "web GET / ", "nothing really failed");
         let nobody = ask(r#"{"service": "shop/cart", "failed": ["cluster=north"]}"#).await;
         assert!(nobody["error"].as_str().unwrap().contains("north"), "{nobody}");
+    });
+}
+
+#[test]
+fn queries_over_tcp_are_captured_as_those_over_udp_are() {
+    namespace::inside("capture::queries_over_tcp_are_captured_as_those_over_udp_are", || async {
+        resolver();
+        let shop = shop().await;
+        let installed = Installed::start(&shop.east).await;
+        installed.done(&["capture", "install"]).await;
+        let mut stream = connect(RESOLVER, 53).await;
+        let cart = asked_by_tcp(&mut stream, "cart.shop.svc.clusterset.local.").await;
+        assert_eq!(cart, (ResponseCode::NoError, vec!["241.0.0.7".to_owned()]));
+        let plain = asked_by_tcp(&mut stream, "plain.example.").await;
+        assert_eq!(plain, (ResponseCode::NoError, vec![HOME.to_owned()]), "passed on, on the same connection");
+        let nobody = asked_by_tcp(&mut stream, "nobody.example.").await;
+        assert_eq!(nobody, (ResponseCode::NXDomain, vec![]));
+    });
+}
+
+#[test]
+fn headless_services_and_their_endpoints_have_names_without_a_control_plane() {
+    namespace::inside("capture::headless_services_and_their_endpoints_have_names_without_a_control_plane", || async {
+        resolver();
+        let mut shop = shop().await;
+        let installed = Installed::start(&shop.east).await;
+        installed.done(&["capture", "install"]).await;
+        let endpoint = |hostname: &str, address: &str, ready: bool| HeadlessEndpoint {
+            hostname: hostname.to_owned(),
+            addresses: vec![address.to_owned()],
+            ready,
+            ..HeadlessEndpoint::default()
+        };
+        let part = |cluster: &str, headless: Vec<HeadlessEndpoint>| wire::Cluster {
+            cluster: cluster.to_owned(),
+            identities: vec![shop.east.identity("cart")],
+            trust_domain: shop.east.state().trust_domain().to_string(),
+            headless,
+            ..wire::Cluster::default()
+        };
+        let east = part("east", vec![endpoint("db-0", "10.1.0.5", true), endpoint("db-1", "10.1.0.6", false)]);
+        let west = part("west", vec![endpoint("db-0", "241.0.0.90", true)]);
+        let service = wire::Service {
+            name: "db".to_owned(),
+            host: host("db"),
+            vips: vec![],
+            r#type: ServiceType::Headless.into(),
+            ..shop.east.service(&[RAW], vec![east, west])
+        };
+        shop.east.state().set(&format!("service/{}", host("db")), Kind::Service(service));
+        let mut stream = connect(RESOLVER, 53).await;
+        let (code, mut all) = asked_by_tcp(&mut stream, &format!("{}.", host("db"))).await;
+        all.sort_unstable();
+        let ready = ["10.1.0.5".to_owned(), "241.0.0.90".to_owned()];
+        assert_eq!((code, all.as_slice()), (ResponseCode::NoError, &ready[..]), "the ready ones of all clusters");
+        shop.east.control_plane.stop().await;
+        let one = asked_by_tcp(&mut stream, &format!("db-0.west.{}.", host("db"))).await;
+        assert_eq!(one, (ResponseCode::NoError, vec!["241.0.0.90".to_owned()]));
+        let other = asked_by_tcp(&mut stream, &format!("db-7.west.{}.", host("db"))).await;
+        assert_eq!(other.0, ResponseCode::NXDomain);
     });
 }
