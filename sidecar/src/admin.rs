@@ -6,7 +6,6 @@ mod shown;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -14,8 +13,8 @@ use balance::Explanation;
 use mesh_tls::{Identity, TrustStore};
 use serde_json::{Value, json};
 
-use crate::inbound::Serving;
 use crate::inbound::admission::Admission;
+use crate::inbound::serving::Served;
 use crate::metrics::Metrics;
 use crate::routing::route::Route;
 use crate::routing::state::unix_seconds;
@@ -27,7 +26,7 @@ pub(crate) struct Shown {
     pub(crate) router: routing::Router,
     pub(crate) identity: Identity,
     pub(crate) trust: TrustStore,
-    pub(crate) serving: Arc<ArcSwap<Serving>>,
+    pub(crate) serving: Arc<Served>,
     pub(crate) metrics: Metrics,
     pub(crate) admission: Admission,
 }

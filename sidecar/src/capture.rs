@@ -5,13 +5,21 @@
 //!               ├─ anything else there ───► ICMP port unreachable: the mesh carries TCP only
 //!               ├─ DNS to its resolvers ──► REDIRECT ─► DNS listener (15053)
 //!               └─ everything else ───────► not looked at
+//!
+//!  from outside ─┬─ TCP to a strict port ───► REDIRECT ─► strict listener (15006), which refuses it
+//!                ├─ from the node's probes ─► not looked at
+//!                └─ everything else ────────► not looked at
 //! ```
+//!
+//! Which ports are strict is a set in the table. The running sidecar keeps it as the policies say (it needs CAP_NET_ADMIN
+//! for that); it outlives the sidecar, so that plaintext is refused while one restarts.
 //!
 //! The table is replaced as a whole in one transaction: installing twice changes nothing, and no packet ever meets half of
 //! it. The sidecar's own user is left alone, so its traffic cannot come back to it. Only `nft` is needed, no `iptables`.
 
 mod nft;
 mod rules;
+pub(crate) mod strict;
 
 use std::net::IpAddr;
 
@@ -28,6 +36,17 @@ struct Wanted<'a> {
     dns_port: Option<u16>,
     /// Queries to these are captured.
     resolvers: Vec<IpAddr>,
+    /// Where plaintext to strict ports goes; none: no port is strict.
+    strict: Option<StrictCapture>,
+}
+
+/// How plaintext to strict ports is captured.
+struct StrictCapture {
+    port: u16,
+    /// Ports of the sidecar itself.
+    own_ports: Vec<u16>,
+    /// The strict ports that the kernel knew before, as `nft` writes them.
+    known: Option<String>,
 }
 
 /// Why the capture could not be changed.
@@ -59,8 +78,25 @@ pub fn install(config: &Config) -> Result<(), CaptureError> {
         Some(_) => system_resolvers().map_err(CaptureError::Resolvers)?,
         None => Vec::new(),
     };
-    let wanted = Wanted { config: capture, outbound_port, dns_port, resolvers };
+    let strict = match config.listeners.strict.first() {
+        Some(listener) => Some(StrictCapture {
+            port: listener.port(),
+            own_ports: own_ports(config),
+            known: nft::elements(rules::TABLE, rules::STRICT)?,
+        }),
+        None => None,
+    };
+    let wanted = Wanted { config: capture, outbound_port, dns_port, resolvers, strict };
     Ok(nft::run(&rules::install(&wanted))?)
+}
+
+/// Ports of the sidecar, which are never strict.
+fn own_ports(config: &Config) -> Vec<u16> {
+    let listeners = config.listeners.inbound.iter().chain(&config.listeners.strict).map(std::net::SocketAddr::port);
+    let mut ports: Vec<u16> = listeners.chain([config.runtime.health.port(), config.runtime.admin.port()]).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 /// Removes the rules; there need not be any.

@@ -112,6 +112,10 @@ pub struct Listeners {
     /// Captured DNS queries, UDP and TCP: 127.0.0.1 and `[::1]`, port 15053 by convention.
     #[serde(default)]
     pub dns: Vec<SocketAddr>,
+    /// Plaintext connections to ports that a policy makes strict, handed over by the kernel to be refused: `0.0.0.0` and
+    /// `[::]`, port 15006 by convention. Needs `capture`; absent: such policies are not kept.
+    #[serde(default)]
+    pub strict: Vec<SocketAddr>,
 }
 
 /// What of the application's traffic the kernel is to hand over; see [`crate::capture`].
@@ -129,6 +133,8 @@ pub struct CaptureConfig {
     pub excluded_ports: Vec<u16>,
     /// User ids whose traffic is left alone, the sidecar's own among them: `[1337]`.
     pub excluded_users: Vec<u32>,
+    /// Where a kubelet's probes come from, the node's own addresses: their plaintext reaches strict ports, too.
+    pub probe_sources: Vec<IpNet>,
 }
 
 impl Default for CaptureConfig {
@@ -138,6 +144,7 @@ impl Default for CaptureConfig {
             excluded_ranges: Vec::new(),
             excluded_ports: Vec::new(),
             excluded_users: vec![DEFAULT_USER],
+            probe_sources: Vec::new(),
         }
     }
 }
@@ -247,8 +254,16 @@ impl Configuration for Config {
 
 impl Config {
     fn capture_problems(&self) -> Vec<String> {
-        let Some(capture) = &self.capture else { return Vec::new() };
         let mut problems = Vec::new();
+        let Some(capture) = &self.capture else {
+            if !self.listeners.strict.is_empty() {
+                problems.push("listeners.strict: without a capture section nothing arrives there".to_owned());
+            }
+            return problems;
+        };
+        if capture.probe_sources.iter().any(|range| range.prefix_len() == 0) {
+            problems.push("capture.probeSources: a range of everything would let all plaintext through".to_owned());
+        }
         if capture.ranges.is_empty() {
             problems.push("capture.ranges: name at least one range".to_owned());
         }
@@ -264,6 +279,7 @@ impl Config {
         }
         problems.extend(one_port("outbound", &self.listeners.outbound));
         problems.extend(one_port("dns", &self.listeners.dns));
+        problems.extend(one_port("strict", &self.listeners.strict));
         problems
     }
 }

@@ -6,21 +6,26 @@
 //! ```
 //!
 //! The verdict is this side's first word, so that a peer never mistakes a refusal for a reset in mid-request.
+//!
+//! Policies are asked for every request and every raw connection, and raw connections that are open once more whenever
+//! policies change. Plaintext is another matter: see [`plaintext`].
 
 pub(crate) mod admission;
 pub(crate) mod application;
+pub(crate) mod denials;
 mod http;
+mod plaintext;
 pub(crate) mod policy;
+pub(crate) mod serving;
 mod sources;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use federation::Sni;
 use federation::export::ApplicationProtocol;
 use federation::sni::Subset;
-use federation::{ClusterName, Sni};
 use federation_api::mesh::v1::Verdict;
 use federation_api::mesh::v1::verdict::Code;
 use federation_api::verdict;
@@ -36,12 +41,14 @@ use tracing::{debug, info, warn};
 
 use crate::inbound::admission::Admission;
 use crate::inbound::application::Application;
+use crate::inbound::denials::Denials;
 use crate::inbound::policy::{Call, Decision, Judgement};
+use crate::inbound::serving::{Served, Serving};
 use crate::inbound::sources::Sources;
 use crate::metrics::{Answered, Direction, Metrics};
 use crate::outbound::ACCEPT_PAUSE;
 use crate::routing::plan::{ALPN_HTTP, ALPN_TCP};
-use crate::service::{Binding, Workload};
+use crate::service::Binding;
 use crate::tasks::Tasks;
 use crate::telemetry::Access;
 
@@ -54,21 +61,12 @@ const MAX_HANDSHAKES: usize = 256;
 /// Connections beyond the limit that are still told so; further ones are closed unheard.
 const MAX_REFUSALS: usize = 64;
 
-/// What this sidecar serves at the moment.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Serving {
-    pub(crate) cluster: Option<ClusterName>,
-    /// The federation's domain, once it is known.
-    pub(crate) federation: Option<Arc<str>>,
-    pub(crate) workload: Workload,
-}
-
 /// What calls to the application need.
 pub(crate) struct Inbound {
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) trust: TrustStore,
     pub(crate) identity: Identity,
-    pub(crate) serving: Arc<ArcSwap<Serving>>,
+    pub(crate) serving: Arc<Served>,
     pub(crate) application: Application,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
@@ -77,6 +75,8 @@ pub(crate) struct Inbound {
     pub(crate) connections: Arc<Semaphore>,
     /// Requests that the application has at a time.
     pub(crate) admission: Admission,
+    /// How many denials are logged.
+    pub(crate) denials: Denials,
 }
 
 type Stream = Guarded<TlsStream<TcpStream>>;
@@ -237,13 +237,15 @@ impl Inbound {
             port: binding.target_port,
             http,
         };
-        let Judgement { decision, dry_run } = serving.workload.policies.judge(&call);
+        let Judgement { decision, rule, dry_run } = serving.workload.policies.judge(&call);
         let (method, path) = http.unzip();
         if let Some(would) = dry_run {
             info!(src.addr = %caller.address, peer.id = %caller.identity, service = %binding.host.service(), port = binding.port.port, method, path, ?would, "dry run of a policy");
         }
         let Decision::Denied(policy) = decision else { return Ok(()) };
-        info!(src.addr = %caller.address, peer.id = %caller.identity, service = %binding.host.service(), port = binding.port.port, method, path, %policy, "denied");
+        if let Some(unsaid) = self.denials.say(Instant::now()) {
+            info!(src.addr = %caller.address, peer.id = %caller.identity, service = %binding.host.service(), port = binding.port.port, method, path, %policy, rule, unsaid, "denied");
+        }
         Err(policy)
     }
 
@@ -300,11 +302,20 @@ impl Inbound {
         }
         self.count(&caller.domain, verdict_label(Code::Ok));
         let mut relayed = Relayed::default();
-        relay::relay_streams(&mut stream, &mut application, &RelayOptions::default(), &mut relayed).await;
+        let options = RelayOptions::default();
+        let denied = tokio::select! {
+            () = relay::relay_streams(&mut stream, &mut application, &options, &mut relayed) => false,
+            () = self.denied_later(&caller, binding) => true,
+        };
         access.bytes = (relayed.a_to_b, relayed.b_to_a);
-        access.end = relayed.end.label();
+        access.end = if denied { "denied" } else { relayed.end.label() };
         let bytes = relayed.a_to_b + relayed.b_to_a;
         self.metrics.bytes.get_or_create(&Direction { direction: "inbound" }).inc_by(bytes);
+        if denied {
+            // Both ends are to see that it broke off, not that it was finished.
+            drop(relay::reset_on_close(stream.inner().get_ref().0));
+            drop(relay::reset_on_close(&application));
+        }
         let socket = match relayed.end.to_reset() {
             Some(Side::A) => Some(stream.inner().get_ref().0),
             Some(Side::B) => Some(&application),
@@ -313,6 +324,19 @@ impl Inbound {
         if let Some(socket) = socket {
             // A socket that takes no option any more is closed already.
             drop(relay::reset_on_close(socket));
+        }
+    }
+
+    /// Ends when the policies no longer let an open connection be: each change of them judges it again.
+    async fn denied_later(&self, caller: &Caller, binding: &Binding) {
+        let mut changes = self.serving.changes();
+        loop {
+            // What changed between the first judgement and the subscription counts as well.
+            if self.permits(&self.serving.load_full(), caller, binding, None).is_err() {
+                return;
+            }
+            // The sender lives in `self`.
+            let _ = changes.changed().await;
         }
     }
 

@@ -77,6 +77,7 @@ pub(crate) struct Metrics {
     pub(crate) federation_applied: Gauge,
     pub(crate) services: Gauge,
     pub(crate) state_errors: Counter,
+    pub(crate) capture_errors: Counter,
     pub(crate) bytes: Family<Direction, Counter>,
 }
 
@@ -104,6 +105,7 @@ impl Default for Metrics {
             federation_applied: Gauge::default(),
             services: Gauge::default(),
             state_errors: Counter::default(),
+            capture_errors: Counter::default(),
             bytes: Family::default(),
         }
     }
@@ -178,6 +180,11 @@ impl Metrics {
             "state_errors",
             "Resources that were not understood; the last good ones are kept",
             self.state_errors.clone(),
+        );
+        registry.register(
+            "capture_errors",
+            "Times that the kernel could not be told which ports refuse plaintext",
+            self.capture_errors.clone(),
         );
         registry.register_with_unit("relayed", "Bytes of opaque connections", Unit::Bytes, self.bytes.clone());
     }

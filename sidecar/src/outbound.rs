@@ -8,9 +8,9 @@
 //!                          └─ absolute URI ────────────────────────────┴─► forward: attempts, retries
 //! ```
 
-mod captured;
+pub(crate) mod captured;
 mod destination;
-mod detect;
+pub(crate) mod detect;
 mod forward;
 mod open;
 pub(crate) mod original;

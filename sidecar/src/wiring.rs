@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use federation_api::client::Reconnect;
 use federation_api::client::discovery::{Discovery, WatchOptions};
 use federation_api::discovery::v1::ProxyKind;
@@ -22,9 +21,11 @@ use tracing::info;
 
 use crate::config::{Config, WorkloadConfig};
 use crate::identity::{Issuing, Pins};
+use crate::inbound::Inbound;
 use crate::inbound::admission::Admission;
 use crate::inbound::application::Application;
-use crate::inbound::{Inbound, Serving};
+use crate::inbound::denials::Denials;
+use crate::inbound::serving::Served;
 use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::outbound::Outbound;
@@ -68,7 +69,7 @@ struct Parts {
     trust: TrustStore,
     router: Router,
     dialer: Dialer,
-    serving: Arc<ArcSwap<Serving>>,
+    serving: Arc<Served>,
     admission: Admission,
     ejected: Arc<Notify>,
     standing: Standing,
@@ -87,6 +88,7 @@ impl Sidecar {
         let outbound = bind("listeners.outbound", &config.listeners.outbound).await?;
         let inbound = bind("listeners.inbound", &config.listeners.inbound).await?;
         let names = NameSockets::bind(&config.listeners.dns).await?;
+        let strict = bind("listeners.strict", &config.listeners.strict).await?;
         left_alone(&config)?;
         let socket = match &config.workload_api {
             Some(api) => Some(Socket::bind(&api.socket).await.context("workloadApi.socket")?),
@@ -105,7 +107,7 @@ impl Sidecar {
             std::future::pending::<()>().await;
         });
         parts.serve_outbound(outbound);
-        parts.serve_inbound(inbound);
+        parts.serve_inbound(inbound, strict);
         parts.serve_names(names)?;
         if let Some(socket) = socket {
             parts.serve_workload_api(socket)?;
@@ -154,7 +156,7 @@ impl Parts {
         let loopback = config.workload.addresses.iter().any(|address| address.is_loopback());
         let dialer = Dialer::new(Resolver::new(loopback), trust.clone(), tasks.clone(), metrics.clone());
         let router = Router::new(config.outbound.lookup_deadline);
-        let serving: Arc<ArcSwap<Serving>> = Arc::default();
+        let serving: Arc<Served> = Arc::default();
         let admission = Admission::new(config.inbound.max_requests);
         process.add_debug_routes(admin::routes(admin::Shown {
             router: router.clone(),
@@ -196,7 +198,7 @@ impl Parts {
         }
     }
 
-    fn serve_inbound(&self, listeners: Vec<TcpListener>) {
+    fn serve_inbound(&self, listeners: Vec<TcpListener>, strict: Vec<TcpListener>) {
         let alpn = [ALPN_HTTP, ALPN_TCP];
         let inbound = Arc::new(Inbound {
             tls: mesh_tls::server_config(&self.identity, &self.trust, ClientAuth::Required, &alpn),
@@ -209,9 +211,15 @@ impl Parts {
             drain: self.process.drain(),
             connections: Arc::new(Semaphore::new(self.config.inbound.max_connections)),
             admission: self.admission.clone(),
+            denials: Denials::default(),
         });
         for listener in listeners {
             self.tasks.spawn(Arc::clone(&inbound).serve(listener));
+        }
+        let captured = !strict.is_empty();
+        self.tasks.spawn(capture::strict::follow(Arc::clone(&self.serving), self.metrics.clone(), captured));
+        for listener in strict {
+            self.tasks.spawn(Arc::clone(&inbound).serve_plaintext(listener));
         }
     }
 

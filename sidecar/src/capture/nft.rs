@@ -40,6 +40,14 @@ pub(super) fn list(table: &str) -> Result<Option<String>, NftError> {
     output(&["list", "table", family, name]).map(Some)
 }
 
+/// The elements of a set, as text; `None` if it is not there or has none.
+pub(super) fn elements(table: &str, set: &str) -> Result<Option<String>, NftError> {
+    let Some(text) = list(table)? else { return Ok(None) };
+    let own = text.split_once(&format!("set {set} {{")).and_then(|(_, rest)| rest.split_once("\n\t}"));
+    let elements = own.and_then(|(body, _)| body.split_once("elements = {")?.1.split_once('}'));
+    Ok(elements.map(|(elements, _)| elements.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
 fn output(arguments: &[&str]) -> Result<String, NftError> {
     let output = Command::new("nft").args(arguments).stdin(Stdio::null()).output().map_err(NftError::Run)?;
     if output.status.success() {

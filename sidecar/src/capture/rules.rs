@@ -5,13 +5,18 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::capture::Wanted;
+use crate::capture::{StrictCapture, Wanted};
+use crate::config::CaptureConfig;
+use crate::inbound::policy::StrictPorts;
 
 /// Family and name of the table.
 pub(super) const TABLE: &str = "inet isthmus";
 
 /// Removes the table, which need not be there: adding one that exists changes nothing.
 pub(super) const REMOVE: &str = "add table inet isthmus\ndelete table inet isthmus\n";
+
+/// The set of strict ports.
+pub(super) const STRICT: &str = "strict";
 
 /// The whole table, in place of the one that is there.
 pub(super) fn install(wanted: &Wanted<'_>) -> String {
@@ -39,12 +44,46 @@ pub(super) fn install(wanted: &Wanted<'_>) -> String {
     let mut refuse = String::new();
     rule(&mut refuse, "meta l4proto != tcp ip daddr", &ipv4, "reject with icmpx type port-unreachable");
     rule(&mut refuse, "meta l4proto != tcp ip6 daddr", &ipv6, "reject with icmpx type port-unreachable");
+    let inbound = wanted.strict.as_ref().map(|strict| inbound(config, strict)).unwrap_or_default();
     format!(
         "{REMOVE}table {TABLE} {{\n\
          \tchain capture {{\n\t\ttype nat hook output priority -100; policy accept;\n{spare}{redirect}\t}}\n\
          \tchain refuse {{\n\t\ttype filter hook output priority 0; policy accept;\n{spare}{refuse}\t}}\n\
-         }}\n"
+         {inbound}}}\n"
     )
+}
+
+/// Plaintext to strict ports. What was connected before a port became strict is reset; what comes from the machine itself, the
+/// sidecar's own connections to the application among it, does not pass here.
+fn inbound(config: &CaptureConfig, strict: &StrictCapture) -> String {
+    let (probes4, probes6) = by_family(&config.probe_sources);
+    let mut ports: Vec<u16> = strict.own_ports.iter().chain(&config.excluded_ports).copied().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let mut spare = String::new();
+    rule(&mut spare, "ip saddr", &probes4, "return");
+    rule(&mut spare, "ip6 saddr", &probes6, "return");
+    rule(&mut spare, "tcp dport", &ports, "return");
+    let elements = strict.known.as_ref().map(|known| format!("\t\telements = {{ {known} }}\n")).unwrap_or_default();
+    let port = strict.port;
+    format!(
+        "\tset {STRICT} {{\n\t\ttype inet_service; flags interval;\n{elements}\t}}\n\
+         \tchain inbound {{\n\t\ttype nat hook prerouting priority -100; policy accept;\n{spare}\
+         \t\ttcp dport @{STRICT} redirect to :{port}\n\t}}\n\
+         \tchain connected {{\n\t\ttype filter hook input priority 0; policy accept;\n\
+         \t\tiifname \"lo\" return\n{spare}\
+         \t\tct direction original tcp dport @{STRICT} reject with tcp reset\n\t}}\n"
+    )
+}
+
+/// Replaces the strict ports, in one transaction.
+pub(super) fn strict(ports: &StrictPorts) -> String {
+    let elements = match ports {
+        StrictPorts::All => "1-65535".to_owned(),
+        StrictPorts::These(ports) => ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let flush = format!("flush set {TABLE} {STRICT}\n");
+    if elements.is_empty() { flush } else { format!("{flush}add element {TABLE} {STRICT} {{ {elements} }}\n") }
 }
 
 /// One rule with a set of values; none without values.
@@ -67,7 +106,6 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::config::CaptureConfig;
 
     #[test]
     fn the_table_names_what_is_captured_and_what_is_left_alone() {
@@ -80,9 +118,11 @@ mod tests {
             excluded_ranges: vec!["241.9.0.0/16".parse().unwrap()],
             excluded_ports: vec![22, 9090],
             excluded_users: vec![1337],
+            probe_sources: vec![],
         };
         let resolvers = vec!["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
-        let text = install(&Wanted { config: &config, outbound_port: 15001, dns_port: Some(15053), resolvers });
+        let text =
+            install(&Wanted { config: &config, outbound_port: 15001, dns_port: Some(15053), resolvers, strict: None });
         let expected = "add table inet isthmus
 delete table inet isthmus
 table inet isthmus {
@@ -114,7 +154,46 @@ table inet isthmus {
     #[test]
     fn nothing_is_said_of_what_is_not_asked_for() {
         let config = CaptureConfig::default();
-        let text = install(&Wanted { config: &config, outbound_port: 15001, dns_port: None, resolvers: vec![] });
+        let text =
+            install(&Wanted { config: &config, outbound_port: 15001, dns_port: None, resolvers: vec![], strict: None });
         assert!(!text.contains("ip6") && !text.contains("dport") && !text.contains("{  }"), "{text}");
+    }
+
+    #[test]
+    fn strict_ports_are_captured_but_not_from_where_probes_come_nor_at_the_sidecars_own_ports() {
+        let probe_sources = vec!["10.0.0.1/32".parse().unwrap()];
+        let config = CaptureConfig { probe_sources, excluded_ports: vec![22], ..CaptureConfig::default() };
+        let strict = StrictCapture { port: 15006, own_ports: vec![15006, 15008], known: Some("80, 443".to_owned()) };
+        let text = inbound(&config, &strict);
+        let expected = "\tset strict {
+\t\ttype inet_service; flags interval;
+\t\telements = { 80, 443 }
+\t}
+\tchain inbound {
+\t\ttype nat hook prerouting priority -100; policy accept;
+\t\tip saddr { 10.0.0.1/32 } return
+\t\ttcp dport { 22, 15006, 15008 } return
+\t\ttcp dport @strict redirect to :15006
+\t}
+\tchain connected {
+\t\ttype filter hook input priority 0; policy accept;
+\t\tiifname \"lo\" return
+\t\tip saddr { 10.0.0.1/32 } return
+\t\ttcp dport { 22, 15006, 15008 } return
+\t\tct direction original tcp dport @strict reject with tcp reset
+\t}
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_strict_ports_are_replaced_as_a_whole() {
+        let these = StrictPorts::These([443, 80].into());
+        assert_eq!(
+            super::strict(&these),
+            "flush set inet isthmus strict\nadd element inet isthmus strict { 80, 443 }\n"
+        );
+        assert_eq!(super::strict(&StrictPorts::These([].into())), "flush set inet isthmus strict\n");
+        assert!(super::strict(&StrictPorts::All).contains("{ 1-65535 }"));
     }
 }

@@ -28,6 +28,7 @@ use crate::inbound::{Caller, Inbound, Stream};
 use crate::outbound::replay::BodyError;
 use crate::outbound::{port_of, upgrade};
 use crate::service::Binding;
+use crate::session::dial::MAX_FRAME;
 use crate::telemetry::{Access, WayMetrics};
 use crate::xfcc;
 
@@ -76,6 +77,7 @@ pub(crate) async fn serve(inbound: &Arc<Inbound>, stream: Stream, caller: Caller
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(headers::MAX_LIST)
         .enable_connect_protocol()
+        .max_frame_size(MAX_FRAME)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(4 * STREAM_WINDOW)
         .keep_alive_interval(PING_AFTER)

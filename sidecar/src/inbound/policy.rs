@@ -10,10 +10,12 @@
 //! - The caller is who its certificate says, never what a header says.
 //! - What two readers could read in two ways is decided against the caller: a path that is not plain (see [`path`]), or that
 //!   differs from a pattern in case or in a last `/` only, matches a DENY rule and no ALLOW rule.
+//! - A strict policy refuses plaintext to its ports, whatever its action and rules; see [`crate::inbound::plaintext`].
 //! - A dry-run policy decides nothing; what it would have decided is logged where it differs.
 
 mod path;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use federation_api::discovery::v1 as wire;
@@ -35,9 +37,20 @@ struct Policy {
     name: Arc<str>,
     denies: bool,
     dry_run: bool,
+    /// Plaintext to its ports is refused.
+    strict: bool,
     /// Of the application; empty: all.
     ports: Vec<u16>,
     rules: Vec<Rule>,
+}
+
+/// Ports of the application that refuse plaintext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StrictPorts {
+    /// Whatever it listens on.
+    All,
+    /// These; none: plaintext stays as it is.
+    These(BTreeSet<u16>),
 }
 
 /// Matches when every field that is not empty has an entry that matches.
@@ -99,6 +112,9 @@ impl Decision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Judgement {
     pub(crate) decision: Decision,
+    /// The policy's rule that matched, counted from 0; none when a call is denied because no rule allows it, or by or for the
+    /// export.
+    pub(crate) rule: Option<usize>,
     pub(crate) dry_run: Option<Decision>,
 }
 
@@ -106,29 +122,52 @@ impl Policies {
     /// Decides about a call.
     pub(crate) fn judge(&self, call: &Call<'_>) -> Judgement {
         let plain = call.http.map(|(_, path)| path::plain(path));
-        let decision = self.decide(call, plain.as_ref(), false);
-        let dry_run = self.0.iter().any(|policy| policy.dry_run).then(|| self.decide(call, plain.as_ref(), true));
+        let (decision, rule) = self.decide(call, plain.as_ref(), false);
+        let dry_run = self.0.iter().any(|policy| policy.dry_run).then(|| self.decide(call, plain.as_ref(), true).0);
         let dry_run = dry_run.filter(|would| would.denies() != decision.denies());
-        Judgement { decision, dry_run }
+        Judgement { decision, rule, dry_run }
     }
 
-    fn decide(&self, call: &Call<'_>, plain: Option<&Plain>, dry: bool) -> Decision {
+    /// The policy that refuses plaintext to a port of the application, if one does.
+    pub(crate) fn strict_at(&self, port: u16) -> Option<Arc<str>> {
+        let strict = self.strict_ones().find(|policy| policy.ports.is_empty() || policy.ports.contains(&port));
+        strict.map(|policy| Arc::clone(&policy.name))
+    }
+
+    /// Ports that refuse plaintext.
+    pub(crate) fn strict(&self) -> StrictPorts {
+        if self.strict_ones().any(|policy| policy.ports.is_empty()) {
+            return StrictPorts::All;
+        }
+        StrictPorts::These(self.strict_ones().flat_map(|policy| policy.ports.iter().copied()).collect())
+    }
+
+    fn strict_ones(&self) -> impl Iterator<Item = &Policy> {
+        self.0.iter().filter(|policy| policy.strict && !policy.dry_run)
+    }
+
+    /// What is decided, and by which rule of the policy.
+    fn decide(&self, call: &Call<'_>, plain: Option<&Plain>, dry: bool) -> (Decision, Option<usize>) {
         let named = |denies: bool| {
             let in_force = self.0.iter().filter(move |policy| policy.denies == denies && (dry || !policy.dry_run));
             in_force.filter(|policy| policy.ports.is_empty() || policy.ports.contains(&call.port))
         };
-        let matches = |policy: &&Policy| policy.rules.iter().any(|rule| rule.matches(call, plain, policy.denies));
-        if let Some(policy) = named(true).find(matches) {
-            return Decision::Denied(Arc::clone(&policy.name));
+        let matching = |policy: &Policy| {
+            let rule = policy.rules.iter().position(|rule| rule.matches(call, plain, policy.denies))?;
+            Some((Arc::clone(&policy.name), Some(rule)))
+        };
+        if let Some((policy, rule)) = named(true).find_map(matching) {
+            return (Decision::Denied(policy), rule);
         }
-        if let Some(policy) = named(false).find(matches) {
-            return Decision::Allowed(Arc::clone(&policy.name));
+        if let Some((policy, rule)) = named(false).find_map(matching) {
+            return (Decision::Allowed(policy), rule);
         }
         if let Some(policy) = named(false).next() {
-            return Decision::Denied(Arc::clone(&policy.name));
+            return (Decision::Denied(Arc::clone(&policy.name)), None);
         }
         let member = cluster(call).is_some();
-        if member { Decision::Allowed("export".into()) } else { Decision::Denied("export".into()) }
+        let by_export = if member { Decision::Allowed } else { Decision::Denied };
+        (by_export("export".into()), None)
     }
 }
 
@@ -228,6 +267,7 @@ impl TryFrom<wire::AccessPolicy> for Policy {
             name: wire.name.into(),
             denies,
             dry_run: wire.dry_run,
+            strict: wire.strict,
             ports,
             rules: rules.collect::<Result<_, _>>()?,
         })

@@ -56,7 +56,7 @@ fn reset(stream: &TcpStream) {
 }
 
 /// Captured, but not of the clusterset: the bytes go where they would have gone.
-async fn pass_on(mut stream: TcpStream, original: SocketAddr) {
+pub(crate) async fn pass_on(mut stream: TcpStream, original: SocketAddr) {
     let mut server = match TcpStream::connect(original).await {
         Ok(server) => server,
         Err(error) => {

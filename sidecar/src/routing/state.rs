@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwap;
 use federation::{FederationDomain, Gateway};
 use federation_api::client::Events;
 use federation_api::client::discovery::{Discovery, DiscoveryEvent};
@@ -22,7 +21,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::identity::Pins;
-use crate::inbound::Serving;
+use crate::inbound::serving::{Served, Serving};
 use crate::metrics::Metrics;
 use crate::routing::plan::{Place, Planner};
 use crate::routing::route::{Route, RouteParts};
@@ -42,7 +41,7 @@ pub(crate) struct State {
     pub(crate) router: Router,
     pub(crate) planner: Planner,
     pub(crate) pins: Pins,
-    pub(crate) serving: Arc<ArcSwap<Serving>>,
+    pub(crate) serving: Arc<Served>,
     pub(crate) metrics: Metrics,
     /// Told when something was ejected.
     pub(crate) ejected: Arc<Notify>,
@@ -144,7 +143,7 @@ impl State {
             Some(Kind::Workload(workload)) => {
                 let workload = Workload::try_from(workload.clone()).map_err(|error| error.to_string())?;
                 self.place.locality = workload.locality.clone();
-                self.serve(|serving| serving.workload = workload);
+                self.serve(|serving| (serving.workload, serving.told) = (workload, true));
                 Ok(())
             }
             Some(Kind::Mesh(mesh)) => {
@@ -171,7 +170,7 @@ impl State {
     fn serve(&self, change: impl FnOnce(&mut Serving)) {
         let mut serving = Serving::clone(&self.serving.load());
         change(&mut serving);
-        self.serving.store(Arc::new(serving));
+        self.serving.store(serving);
     }
 
     fn trust(&self, wire: &wire::TrustBundle) -> Result<(), String> {

@@ -39,6 +39,10 @@ const PING_DEADLINE: Duration = Duration::from_millis(500);
 /// HTTP/2 flow control windows: one stream may have this much on its way, and a session four times as much.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
+/// What HTTP/2 carries of a body at a time, at most: with the frame's head it fills four whole TLS records, which are written and
+/// read at once.
+pub(crate) const MAX_FRAME: u32 = 4 * 16 * 1024 - 9;
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
@@ -183,6 +187,7 @@ impl Dialer {
             .keep_alive_timeout(PING_DEADLINE)
             .keep_alive_while_idle(false)
             .max_header_list_size(headers::MAX_LIST)
+            .max_frame_size(MAX_FRAME)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(4 * STREAM_WINDOW)
             .handshake(TokioIo::new(stream))

@@ -5,7 +5,7 @@ use federation_api::discovery::v1::resource::Resource as Kind;
 use federation_api::discovery::v1::{AccessPolicy, AccessRule, Binding, Workload};
 use federation_api::record::v1::{Port, Protocol};
 use http::{Method, StatusCode};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::applications::Application;
 use crate::client::{self, Client};
@@ -131,4 +131,29 @@ async fn raw_connections_are_denied_before_the_application_hears_of_them() {
     shop.until(&mut http, "/marker", StatusCode::FORBIDDEN).await;
     assert!(!greeting(shop.client.proxy()).await);
     assert_eq!(shop.get(&mut http, "/").await.0, StatusCode::OK, "the policy names another port");
+}
+
+#[tokio::test]
+async fn an_open_raw_connection_is_judged_again_when_policies_change() {
+    let shop = Shop::open().await;
+    let mut http = Client::connect(shop.client.proxy()).await;
+    let (_, mut stream) = client::connect(shop.client.proxy(), &format!("{}:6379", host("cart"))).await;
+    let mut greeting = [0; 5];
+    stream.read_exact(&mut greeting).await.unwrap();
+    let only = |account: &str| AccessPolicy {
+        ports: vec![shop.redis.port().into()],
+        ..policy(Action::Allow, callers(shop.east.identity(account)))
+    };
+    // The second one tells when the first has arrived.
+    let marker = AccessRule { paths: vec!["/marker".to_owned()], ..AccessRule::default() };
+    shop.set(vec![only("frontend"), policy(Action::Deny, marker)]);
+    shop.until(&mut http, "/marker", StatusCode::FORBIDDEN).await;
+    stream.write_all(b"x").await.unwrap();
+    let mut echoed = [0; 1];
+    stream.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(&echoed, b"x", "it is still allowed");
+
+    shop.set(vec![only("admin")]);
+    let ended = tokio::time::timeout(crate::cluster::PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "broken off, not finished");
 }

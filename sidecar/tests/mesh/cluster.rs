@@ -138,6 +138,7 @@ impl Cluster {
                 outbound: vec![SocketAddr::new(LOOPBACK, 0)],
                 inbound: vec![SocketAddr::new(LOOPBACK, 0)],
                 dns: vec![],
+                strict: vec![],
             },
             state_directory: self.state_directory(pod),
             workload_api: None,

@@ -217,3 +217,36 @@ fn what_is_not_understood_is_refused_with_its_field() {
         assert!(refused.starts_with(&format!("policies[0] (shop/x): {field}")), "{refused}");
     }
 }
+
+#[test]
+fn the_rule_that_decided_is_named() {
+    let any = || rule(|_| {});
+    let cart = rule(|rule| rule.spiffe_ids = texts(&[CART]));
+    let deny = policy("shop/no", Action::Deny, vec![rule(|rule| rule.clusters = texts(&["north"])), any()]);
+    let judged = judge(vec![deny], WEST, 80, None);
+    assert_eq!((judged.decision, judged.rule), (Decision::Denied("shop/no".into()), Some(1)));
+    let judged = judge(vec![policy("shop/only", Action::Allow, vec![cart])], WEST, 80, None);
+    assert_eq!((judged.decision, judged.rule), (Decision::Denied("shop/only".into()), None));
+}
+
+#[test]
+fn strict_policies_name_ports_and_dry_runs_do_not_count() {
+    let strict = |name: &str, ports: &[u32], dry_run: bool| wire::AccessPolicy {
+        strict: true,
+        dry_run,
+        ports: ports.to_vec(),
+        ..policy(name, Action::Deny, vec![])
+    };
+    let policies = |list: Vec<wire::AccessPolicy>| Policies::try_from(list).unwrap();
+    let some = policies(vec![
+        policy("a", Action::Allow, vec![]),
+        strict("b", &[80, 443], false),
+        strict("c", &[80], false),
+        strict("d", &[], true),
+    ]);
+    assert_eq!(some.strict(), StrictPorts::These([80, 443].into()));
+    assert_eq!((some.strict_at(443).as_deref(), some.strict_at(81)), (Some("b"), None));
+    let all = policies(vec![strict("e", &[], false)]);
+    assert_eq!((all.strict(), all.strict_at(1).as_deref()), (StrictPorts::All, Some("e")));
+    assert_eq!(Policies::default().strict(), StrictPorts::These([].into()));
+}
