@@ -9,6 +9,7 @@
 //!                    │   discovery ──► state ┤                                 │
 //!                    │                       ▼                                 │
 //!  application ◄─────┤ application ◄─ inbound 15008 ◄── TLS ◄──────────────────┼─── sidecars of callers
+//!                    │                strict 15006: 403 or a reset ◄───────────┼─── plaintext to strict ports, captured
 //!                    └─────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -26,8 +27,9 @@
 //!    heard on ports that declare nothing, and what is not of the clusterset is never captured ([`capture`]).
 //! 6. Overload is shed early: requests, connections, queries and sessions are bounded, and one too many is told so.
 //! 7. No lock is held across an await; every task belongs to the sidecar and ends with it.
-//! 6. A caller is let in by an export, if it is of the federation, or by an `AccessPolicy` where one names the port; by its
-//!    certificate, never by what it says of itself.
+//! 8. A caller is let in by an export, if it is of the federation, or by an `AccessPolicy` where one names the port; by its
+//!    certificate, never by what it says of itself. Open raw connections are judged again when policies change; plaintext is
+//!    refused where a policy is strict, and left as it is elsewhere.
 
 pub mod capture;
 pub mod config;

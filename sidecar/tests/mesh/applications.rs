@@ -115,6 +115,24 @@ impl Application {
         .await
     }
 
+    /// HTTP/1.1 that takes 2 ms for every request under way; `requests` is how many these are.
+    pub(crate) async fn crowded() -> Self {
+        Self::start(move |stream, requests| async move {
+            let service = service_fn(move |_request| {
+                let requests = Arc::clone(&requests);
+                async move {
+                    let under_way = requests.fetch_add(1, Ordering::SeqCst) + 1;
+                    let work = std::time::Duration::from_millis(2) * u32::try_from(under_way).unwrap();
+                    tokio::time::sleep(work).await;
+                    requests.fetch_sub(1, Ordering::SeqCst);
+                    Ok::<_, Infallible>(Response::new(full("done")))
+                }
+            });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        })
+        .await
+    }
+
     /// Sends its name first, then echoes until the other side has ended, then says how many bytes came.
     pub(crate) async fn echo(name: &'static str) -> Self {
         Self::start(move |mut stream, requests| async move {

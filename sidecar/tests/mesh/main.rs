@@ -15,6 +15,7 @@ mod identity;
 mod inbound;
 mod lifecycle;
 mod namespace;
+mod overload;
 mod policy;
 mod servers;
 mod spread;
