@@ -102,6 +102,11 @@ impl Peer {
         self.speaker.sign(sequence, now, key, payload).unwrap()
     }
 
+    /// It was set back to this word, and holds it for its newest.
+    pub(crate) fn forget(&mut self, key: &RecordKey, back_to: &Signed) {
+        self.live.insert(key.clone(), self.verified.verify(back_to).unwrap().sequence);
+    }
+
     /// A second, different record with the sequence of the last one.
     pub(crate) fn equivocate(&self, key: &RecordKey, payload: &Payload) -> Signed {
         self.speaker.sign(self.clock.last(), SystemTime::now(), key, payload).unwrap()
