@@ -68,7 +68,7 @@ async fn server_killed(lab: &mut Lab, load: &Load, number: usize) -> anyhow::Res
     let gone = Instant::now();
     watch(WATCH).await;
     let dead = LOADED.map(|service| format!("east/{service}-{}", number % 2));
-    let injection = hidden(load, fault, gone, |instance| !dead.iter().any(|dead| dead == instance));
+    let injection = hidden(load, fault, Some(gone), |instance| !dead.iter().any(|dead| dead == instance));
     for service in LOADED {
         let pod = east.pods_of(service)?.get_mut(number % 2).context("there are two pods")?;
         pod.application.as_mut().context("a pod has an application")?.restart()?;
@@ -108,7 +108,7 @@ async fn gateway_killed(lab: &mut Lab, load: &Load, number: usize) -> anyhow::Re
     gateway.kill().await?;
     let gone = Instant::now();
     watch(WATCH).await;
-    let injection = hidden(load, fault, gone, |_| true);
+    let injection = hidden(load, fault, Some(gone), |_| true);
     gateway.restart()?;
     gateway.ready(READY).await?;
     watch(REST).await;
@@ -124,8 +124,7 @@ async fn gateway_replaced(lab: &mut Lab, load: &Load, number: usize) -> anyhow::
     gateway.restart()?;
     gateway.ready(READY).await?;
     watch(REST).await;
-    // Nobody dies unannounced here: whatever fails has failed.
-    Ok(hidden(load, fault, fault, |_| true))
+    Ok(hidden(load, fault, None, |_| true))
 }
 
 async fn drain_soon(lab: &mut Lab) -> anyhow::Result<()> {

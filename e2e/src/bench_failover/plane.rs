@@ -83,9 +83,8 @@ async fn everything_killed(lab: &mut Lab, load: &Load) -> anyhow::Result<Injecti
     let fault = Instant::now();
     kill_all(lab.federation.processes()).await?;
     (0..MEMBERS).try_for_each(|member| lab.federation.etcd()?.kill(member).map_err(anyhow::Error::from))?;
-    let gone = Instant::now();
     watch(WATCH).await;
-    let injection = hidden(load, fault, gone, |_| true);
+    let injection = hidden(load, fault, None, |_| true);
     // The programs come first, and wait for etcd.
     (0..MEMBERS).try_for_each(|member| lab.federation.etcd()?.restart(member).map_err(anyhow::Error::from))?;
     lab.federation.restart().await?;

@@ -122,15 +122,21 @@ pub(super) async fn watch(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// An injection after which only some may answer: how long until every request was prompt.
-pub(super) fn hidden(load: &Load, fault: Instant, gone: Instant, alive: impl Fn(&str) -> bool) -> Injection {
-    let impact = Impact::of(&load.ended_since(fault), fault, gone, alive);
-    Injection {
+/// An injection after which only some may answer: how long until every request was prompt. `gone` is when those that were
+/// killed no longer ran; without, nobody who answers calls was, and no call may be interrupted.
+pub(super) fn hidden(load: &Load, fault: Instant, gone: Option<Instant>, alive: impl Fn(&str) -> bool) -> Injection {
+    let impact = Impact::of(&load.ended_since(fault), fault, gone.unwrap_or(fault), alive);
+    let mut injection = Injection {
         time: impact.time_to_move,
         requests: impact.requests,
         failed: impact.failed,
         interrupted: impact.interrupted,
+    };
+    if gone.is_none() {
+        let under_way = std::mem::take(&mut injection.interrupted);
+        injection.failed.extend(std::iter::repeat_n("a call that was under way".to_owned(), under_way));
     }
+    injection
 }
 
 /// An injection whose time is measured otherwise.
