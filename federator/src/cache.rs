@@ -64,13 +64,15 @@ impl Cache {
     fn replace(&self, mut snapshot: Snapshot) {
         let mut index = Index::default();
         snapshot.entries.sort_by_key(|entry| entry.modified);
-        for entry in &snapshot.entries {
+        let (alive, records): (Vec<_>, Vec<_>) =
+            snapshot.entries.into_iter().partition(|entry| entry.key.starts_with(layout::ALIVE));
+        // Each entry goes as soon as it is read: the next record lies where it was, and the heap keeps no holes.
+        for entry in records {
             put(&mut index, &entry.key, entry.modified, &entry.value);
         }
         index.reach(snapshot.revision);
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
-        let alive = snapshot.entries.iter().filter(|entry| entry.key.starts_with(layout::ALIVE));
-        self.liveness.replace(alive.map(|entry| (entry.key.as_str(), &entry.value)));
+        self.liveness.replace(alive.iter().map(|entry| (entry.key.as_str(), &entry.value)));
         self.revision.send_replace(snapshot.revision);
     }
 
