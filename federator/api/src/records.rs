@@ -232,8 +232,10 @@ impl RecordSet {
         older: &BTreeMap<RecordKey, VerifiedStatement>,
     ) -> Reconciled {
         let Some((position, said)) = self.said(cluster, scope) else { return Reconciled::Kept };
-        let covered = |it: &&VerifiedStatement| it.generation == position.0 && it.position() <= position;
-        let older: BTreeMap<_, _> = older.iter().filter(|(_, it)| covered(it)).collect();
+        // Heads have no say on words that are newer than they.
+        let covered = |it: &VerifiedStatement| it.generation == position.0 && it.position() <= position;
+        let overruled = |key| self.record(cluster, key).is_none_or(|held| held.position() <= position);
+        let older: BTreeMap<_, _> = older.iter().filter(|(key, it)| covered(it) && overruled(key)).collect();
         let keys = present.iter().filter(|key| HeadScope::of(key).as_ref() == Some(scope));
         let word = |key| older.get(key).copied().or_else(|| self.record(cluster, key));
         let words: Vec<_> = keys.filter_map(word).collect();
