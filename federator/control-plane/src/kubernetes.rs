@@ -5,7 +5,7 @@
 //!   API server ══ watches ══► source::KubernetesSource ──► Reconciler ──► Snapshot
 //!        ▲                                                                   │
 //!        └── server-side apply: ServiceImports, statuses, EndpointSlices, Clusters ◄── Writer
-//!                               the ConfigMap of the cluster's own roots ◄── tell_roots
+//!                               the ConfigMap of the cluster's own roots ◄── tell_roots; policies' `Accepted` ◄── tell_policies
 //!   TokenReview ◄── Reviewer ◄── a proxy's service-account token
 //! ```
 //!
@@ -18,6 +18,7 @@
 
 mod attestor;
 mod election;
+mod policies;
 mod roots;
 mod standing;
 pub mod writer;
@@ -34,6 +35,7 @@ use crate::discovery::SYSTEM_NAMESPACE;
 
 pub use attestor::Reviewer;
 pub use election::{Election, Term};
+pub use policies::tell_policies;
 pub use roots::{ROOTS_CONFIG_MAP, ROOTS_KEY, tell_roots};
 pub use standing::{StandingError, standing_addresses};
 pub use writer::Writer;

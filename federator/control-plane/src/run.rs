@@ -22,7 +22,7 @@ use crate::discovery::DiscoveryService;
 use crate::driver::{Driver, INPUTS};
 use crate::foreign_bundles::{self, ForeignBundles};
 use crate::import_files::{self, ImportFiles};
-use crate::kubernetes::{Election, Reviewer, Term, Writer, connect, standing_addresses, tell_roots};
+use crate::kubernetes::{Election, Reviewer, Term, Writer, connect, standing_addresses, tell_policies, tell_roots};
 use crate::membership::Membership;
 use crate::metrics::{Identities, Metrics};
 use crate::names::NameSockets;
@@ -313,6 +313,7 @@ fn follow_objects(
     let (cluster, federation) = (config.cluster.clone(), config.federation.clone());
     let writer = Writer::new(term.client(), term.replica(), snapshots.clone(), cluster, federation);
     spawn(tasks, "the writer", writer.run());
+    spawn(tasks, "the conditions of policies", tell_policies(term.client()));
     let namespace = config.kubernetes.as_ref().map(|kubernetes| kubernetes.namespace.clone()).unwrap_or_default();
     spawn(tasks, "the ConfigMap of the roots", tell_roots(term.client(), namespace, snapshots.clone()));
     Some(Reviewer::new(term.client()))
