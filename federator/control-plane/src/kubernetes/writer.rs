@@ -8,7 +8,8 @@
 //! ```
 //!
 //! One task owns the state; a key is worked on once at a time, with everything that came meanwhile. Nothing is written
-//! before everything that is there was listed, and nothing is removed before the federation's first full state.
+//! before everything that is there was listed, and nothing is removed before the federation's first full state. Where many
+//! services change at once their imports come first, since clients wait for these, then slices, statuses and events.
 
 mod clusters;
 mod events;
@@ -79,6 +80,8 @@ struct State {
     snapshot: Arc<Snapshot>,
     present: Present,
     dirty: BTreeSet<Key>,
+    /// Keys whose imports are right: the rest of their work waits for the imports of others.
+    rest: BTreeSet<Key>,
     busy: BTreeSet<Key>,
     failed: BTreeMap<Key, u32>,
     retries: BTreeSet<(Instant, Key)>,
@@ -109,6 +112,7 @@ impl Writer {
             snapshot: Arc::default(),
             present: Present::default(),
             dirty: BTreeSet::new(),
+            rest: BTreeSet::new(),
             busy: BTreeSet::new(),
             failed: BTreeMap::new(),
             retries: BTreeSet::new(),
@@ -169,23 +173,36 @@ impl State {
             return;
         }
         let now = SystemTime::now();
-        let mut waiting = BTreeSet::new();
+        let (mut waiting, mut waiting_rest) = (BTreeSet::new(), BTreeSet::new());
         while work.len() < CONCURRENCY {
-            let Some(key) = self.dirty.pop_first() else { break };
+            let (key, first) = match self.dirty.pop_first() {
+                Some(key) => (key, true),
+                None => match self.rest.pop_first() {
+                    Some(key) => (key, false),
+                    None => break,
+                },
+            };
             if self.busy.contains(&key) {
-                waiting.insert(key);
+                if first { waiting.insert(key) } else { waiting_rest.insert(key) };
                 continue;
             }
-            if let Some(plan) = Plan::of(&key, &self.snapshot, &self.present, now) {
-                self.busy.insert(key.clone());
-                let (client, recorder) = (writer.client.clone(), writer.recorder.clone());
-                work.spawn(async move {
-                    let done = plan.perform(&client, &recorder).await;
-                    (key, done)
-                });
-            }
+            let Some(plan) = Plan::of(&key, &self.snapshot, &self.present, now) else { continue };
+            let plan = if first {
+                self.rest.insert(key.clone());
+                let Some(plan) = plan.import_alone() else { continue };
+                plan
+            } else {
+                plan
+            };
+            self.busy.insert(key.clone());
+            let (client, recorder) = (writer.client.clone(), writer.recorder.clone());
+            work.spawn(async move {
+                let done = plan.perform(&client, &recorder).await;
+                (key, done)
+            });
         }
         self.dirty.extend(waiting);
+        self.rest.extend(waiting_rest);
     }
 
     fn finish(&mut self, key: Key, done: Done) {
@@ -207,6 +224,7 @@ impl State {
                 let delay = RETRY_FIRST.saturating_mul(1 << (*failures).min(10)).min(RETRY_LAST);
                 *failures += 1;
                 warn!(?key, %error, ?delay, "a write failed and is tried again");
+                self.rest.remove(&key);
                 self.retries.insert((Instant::now() + delay, key));
             }
         }

@@ -158,6 +158,12 @@ impl Plan {
         (!nothing).then_some(plan)
     }
 
+    /// The import without anything else; `None` if that is right.
+    pub(super) fn import_alone(self) -> Option<Self> {
+        let Self { namespace, name, import, .. } = self;
+        import.is_some().then(|| Self { namespace, name, import, ..Self::default() })
+    }
+
     /// Does it, as far as it goes.
     pub(super) async fn perform(self, client: &Client, recorder: &Recorder) -> Done {
         let mut done = Done::default();
