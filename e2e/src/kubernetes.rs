@@ -280,7 +280,8 @@ fn api_server(name: &str, directory: &Path, assets: &Assets, block: Block) -> Pl
         format!("--cert-dir={}", directory.join("certificates").display()),
         format!("--token-auth-file={}", directory.join("tokens.csv").display()),
         "--authorization-mode=RBAC".to_owned(),
-        format!("--service-cluster-ip-range={}", block.services()),
+        // Of both families, IPv4 first.
+        format!("--service-cluster-ip-range={},fd00:{:x}::/112", block.services(), block.number()),
         format!("--service-account-issuer=https://{name}.lab.example"),
         format!("--service-account-signing-key-file={keys}.key"),
         format!("--service-account-key-file={keys}.pub"),

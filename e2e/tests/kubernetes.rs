@@ -1,6 +1,8 @@
 //! Two clusters with real API servers, shared by every test: they take turns.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "kubernetes/both.rs"]
+mod both;
 #[path = "kubernetes/chaos.rs"]
 mod chaos;
 #[path = "kubernetes/exports.rs"]
@@ -9,12 +11,16 @@ mod exports;
 mod manifests;
 #[path = "kubernetes/objects.rs"]
 mod objects;
+#[path = "kubernetes/proxies.rs"]
+mod proxies;
 #[path = "kubernetes/replicas.rs"]
 mod replicas;
 #[path = "kubernetes/rights.rs"]
 mod rights;
 #[path = "kubernetes/schema.rs"]
 mod schema;
+#[path = "kubernetes/silence.rs"]
+mod silence;
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};

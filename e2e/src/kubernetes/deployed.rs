@@ -13,7 +13,8 @@ use crate::lab::process::{Plan, Process};
 use crate::lab::{DOMAIN, wait};
 
 /// The programs that a lab of API servers runs.
-pub(super) const PROGRAMS: [&str; 4] = ["trust-bundle", "federator", "control-plane", "isthmus"];
+pub(super) const PROGRAMS: [&str; 6] =
+    ["trust-bundle", "federator", "control-plane", "east-west-gateway", "sidecar", "isthmus"];
 
 /// The control-plane's namespace and service account.
 pub const ACCOUNT: (&str, &str) = ("isthmus-system", "control-plane");
@@ -86,6 +87,64 @@ impl Deployed {
         Process::start(control_plane(self.name(), "second", &self.directory, &self.binaries, place, &kubeconfig)?)
     }
 
+    /// A gateway with a token and roots, at one of the cluster's addresses; its ways out to other clusters are open.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn gateway(&self, name: &str, place: u8, token: &str, roots: &str) -> anyhow::Result<Process> {
+        let address = self.block.address(0, place);
+        let more = format!(
+            "name: {name}\nlisten: [\"{address}:15443\"]\nadvertise: {{address: {address}}}\n\
+             egress: {{listen: [\"{address}:15444\"], address: {address}}}\n"
+        );
+        self.proxy("east-west-gateway", (name, place), &more, token, roots)
+    }
+
+    /// A pod's sidecar with a token and roots, at one of the cluster's addresses.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn sidecar(&self, pod: &str, place: u8, token: &str, roots: &str) -> anyhow::Result<Process> {
+        let address = self.block.address(0, place);
+        let more = format!(
+            "workload: {{name: {pod}, addresses: [{address}]}}\n\
+             listeners: {{outbound: [\"{address}:15001\"], inbound: [\"{address}:15008\"]}}\n"
+        );
+        self.proxy("sidecar", (pod, place), &more, token, roots)
+    }
+
+    fn proxy(
+        &self,
+        program: &str,
+        (name, place): (&str, u8),
+        more: &str,
+        token: &str,
+        roots: &str,
+    ) -> anyhow::Result<Process> {
+        let address = self.block.address(0, place);
+        let home = self.directory.join(name);
+        std::fs::create_dir_all(&home)?;
+        std::fs::write(home.join("token"), token)?;
+        std::fs::write(home.join("root.crt"), roots)?;
+        let home_path = home.display();
+        let config = format!(
+            "runtime: {{admin: \"{address}:15020\", health: \"{address}:15021\", log: {{format: text}}}}\n{more}\
+             discovery: {{addresses: [\"{}\"], trustDomain: {}.{DOMAIN}, rootFile: {home_path}/root.crt, \
+             tokenFile: {home_path}/token}}\nstateDirectory: {home_path}/state\n",
+            self.discovery(),
+            self.name(),
+        );
+        let path = home.join("config.yaml");
+        std::fs::write(&path, config)?;
+        Process::start(Plan {
+            name: format!("{}/{name}", self.name()),
+            program: self.binaries.path(program),
+            arguments: vec!["--config".to_owned(), path.display().to_string()],
+            log: home.join("log"),
+            health: Some((address, 15021).into()),
+        })
+    }
+
     async fn join(&mut self, federation: &Federation) -> anyhow::Result<()> {
         let operator = federation.operator_directory().display().to_string();
         let isthmus = self.binaries.path("isthmus");
@@ -128,7 +187,7 @@ fn control_plane(
     let config = format!(
         "runtime: {{admin: \"{address}:15020\", health: \"{address}:15021\", log: {{format: text}}}}\n\
          cluster: {cluster}\nfederation: {DOMAIN}\nstateDirectory: {state}\nadminSocket: {socket}\n\
-         kubernetes: {{kubeconfig: {kubeconfig}}}\nclustersetIps: {{ipv4: 241.0.0.0/16}}\n\
+         kubernetes: {{kubeconfig: {kubeconfig}}}\nclustersetIps: {{ipv4: 241.0.0.0/16, ipv6: \"fd24:1::/64\"}}\n\
          discovery: {{listen: \"{address}:15010\"}}\ndns: {{listen: [\"{dns}:15053\"]}}\n",
         state = directory.join("state").display(),
         socket = directory.join(format!("{replica}.sock")).display(),

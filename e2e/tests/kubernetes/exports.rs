@@ -81,6 +81,54 @@ fn an_export_is_imported_everywhere_and_goes_with_its_last_exporter() {
 }
 
 #[test]
+fn a_service_of_two_families_is_imported_with_an_address_of_each() {
+    with_lab(async |lab| {
+        let [east, west] = lab.clusters.as_slice() else { panic!("two clusters") };
+        west.servers.namespace("dual").await.unwrap();
+        service(&east.servers, "dual", "cart", 1, json!({"ipFamilyPolicy": "RequireDualStack"})).await;
+        service(&east.servers, "dual", "six", 1, json!({"ipFamilies": ["IPv6"]})).await;
+        for name in ["cart", "six"] {
+            export(&east.servers, "dual", name).await;
+        }
+        for cluster in [east, west] {
+            let found = import(&cluster.servers, "dual", "cart", |it| it.spec.ips.len() == 2).await;
+            assert_eq!(found.spec.ip_families, ["IPv4", "IPv6"]);
+            let families: Vec<bool> =
+                found.spec.ips.iter().map(|ip| ip.parse::<std::net::IpAddr>().unwrap().is_ipv4()).collect();
+            assert_eq!(families, [true, false], "in the order of the families");
+            let six = import(&cluster.servers, "dual", "six", |it| it.spec.ips.len() == 1).await;
+            assert_eq!(six.spec.ip_families, ["IPv6"]);
+            assert!(six.spec.ips[0].parse::<std::net::Ipv6Addr>().is_ok());
+        }
+        for name in ["cart", "six"] {
+            unexport(&east.servers, "dual", name).await;
+            no_import(&west.servers, "dual", name).await;
+        }
+    });
+}
+
+#[test]
+fn kubectl_shows_exports_and_imports_as_people_read_them() {
+    with_lab(async |lab| {
+        let east = &lab.clusters[0].servers;
+        service(east, "people", "cart", 1, json!({})).await;
+        export(east, "people", "cart").await;
+        condition(east, "people", "cart", "Ready", "True").await;
+        let address = import(east, "people", "cart", |it| !it.spec.ips.is_empty()).await.spec.ips.remove(0);
+        let transcript = east.kubectl(&["get", "svcex,svcim", "-A"]).await.unwrap();
+        let rows: Vec<Vec<&str>> = transcript.lines().map(|line| line.split_whitespace().collect()).collect();
+        let has = |row: &[&str]| rows.iter().any(|there| there.starts_with(row));
+        assert!(has(&["NAMESPACE", "NAME", "READY", "CONFLICT", "AGE"]), "{transcript}");
+        assert!(has(&["people", "serviceexport.multicluster.x-k8s.io/cart", "True", "False"]), "{transcript}");
+        assert!(has(&["NAMESPACE", "NAME", "TYPE", "IP", "AGE"]), "{transcript}");
+        let ips = format!("[\"{address}\"]");
+        assert!(has(&["people", "serviceimport.multicluster.x-k8s.io/cart", "ClusterSetIP", &ips]), "{transcript}");
+        unexport(east, "people", "cart").await;
+        no_import(east, "people", "cart").await;
+    });
+}
+
+#[test]
 fn conflicts_are_on_every_exporter_and_events_tell_of_them() {
     with_lab(async |lab| {
         let [east, west] = lab.clusters.as_slice() else { panic!("two clusters") };

@@ -8,7 +8,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::Api;
 use serde_json::json;
 
-use crate::objects::{SOON, condition, export, import, no_import, service, unexport, written};
+use crate::objects::{SOON, condition, export, import, imports, no_import, service, unexport, written};
 use crate::with_lab;
 
 /// Longer than a Lease that nobody renews.
@@ -66,6 +66,30 @@ fn a_restart_writes_nothing_that_is_right_and_a_second_replica_takes_over() {
         for name in &names[1..] {
             no_import(&cluster.servers, "many", name).await;
         }
+    });
+}
+
+#[test]
+fn addresses_outlive_the_state_of_the_control_plane() {
+    with_lab(async |mut lab| {
+        let state = lab.directory().join("east/state/local.json");
+        let cluster = &mut lab.clusters[0];
+        service(&cluster.servers, "lost", "cart", 1, json!({})).await;
+        export(&cluster.servers, "lost", "cart").await;
+        import(&cluster.servers, "lost", "cart", |it| !it.spec.ips.is_empty()).await;
+        cluster.control_plane.stop().await;
+        std::fs::remove_file(state).unwrap();
+        // Not the address that the name alone would lead to.
+        let other = "241.0.77.77";
+        let change = kube::api::Patch::Merge(json!({"spec": {"ips": [other]}}));
+        imports(&cluster.servers, "lost").patch("cart", &Default::default(), &change).await.unwrap();
+        cluster.control_plane.restart().unwrap();
+        cluster.control_plane.ready(READY).await.unwrap();
+        let settled = settled(&cluster.servers.client).await;
+        assert!(settled.keys().any(|key| key == "import lost/cart"), "{settled:?}");
+        assert_eq!(imports(&cluster.servers, "lost").get("cart").await.unwrap().spec.ips, [other]);
+        unexport(&cluster.servers, "lost", "cart").await;
+        no_import(&cluster.servers, "lost", "cart").await;
     });
 }
 

@@ -1,10 +1,12 @@
 //! The definitions, applied to a real API server: good objects go in, bad ones do not.
 
 use e2e::kubernetes::ApiServers;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use e2e::lab::wait;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
+use crate::objects::SOON;
 use crate::with_lab;
 
 async fn apply(servers: &ApiServers, version: &str, kind: &str, plural: &str, spec: Value) -> Result<(), String> {
@@ -91,6 +93,49 @@ fn good_objects_go_in_and_bad_ones_do_not() {
                 assert!(error.contains(expected), "{version} {bad}: {error}");
             }
         }
+    });
+}
+
+#[test]
+fn policies_say_whether_they_apply() {
+    with_lab(async |lab| {
+        let servers = &lab.clusters[0].servers;
+        servers.namespace("policies").await.unwrap();
+        let resource = |kind, plural| {
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("isthmus.dev", "v1alpha1", kind), plural)
+        };
+        let failover = resource("FailoverPolicy", "failoverpolicies");
+        let access = resource("AccessPolicy", "accesspolicies");
+        let make = async |resource: &ApiResource, name: &str, spec: Value| {
+            let api: Api<DynamicObject> = Api::namespaced_with(servers.client.clone(), "policies", resource);
+            let mut object = DynamicObject::new(name, resource);
+            object.data = json!({"spec": spec});
+            api.create(&PostParams::default(), &object).await.unwrap();
+        };
+        make(&failover, "first", json!({"service": "cart"})).await;
+        // Creation times have whole seconds.
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        make(&failover, "another", json!({"service": "cart", "localOnly": true})).await;
+        make(&failover, "namespace", json!({})).await;
+        make(&access, "callers", json!({"action": "Allow"})).await;
+        let reason = async |resource: &ApiResource, name: &str, expected: &str| {
+            let api: Api<DynamicObject> = Api::namespaced_with(servers.client.clone(), "policies", resource);
+            wait::until(&format!("{name} is {expected}"), SOON, || async {
+                let status = api.get(name).await.map_err(|error| error.to_string())?.data["status"].clone();
+                let there = status["conditions"][0]["reason"].as_str() == Some(expected);
+                if there { Ok(()) } else { Err(status.to_string()) }
+            })
+            .await
+            .unwrap();
+        };
+        reason(&failover, "first", "Accepted").await;
+        reason(&failover, "another", "Overridden").await;
+        reason(&failover, "namespace", "Accepted").await;
+        reason(&access, "callers", "Accepted").await;
+        // The one that stood in the way is gone.
+        let api: Api<DynamicObject> = Api::namespaced_with(servers.client.clone(), "policies", &failover);
+        api.delete("first", &Default::default()).await.unwrap();
+        reason(&failover, "another", "Accepted").await;
     });
 }
 
