@@ -1,5 +1,6 @@
 //! One connection: its hello, its endpoint, its bytes.
 
+mod arriving;
 mod dial;
 mod record;
 
@@ -22,6 +23,7 @@ use crate::{
     routes::{Candidates, Endpoint, Engaged, Found, Routes, Seat},
 };
 
+use arriving::Arriving;
 pub(crate) use record::Record;
 
 /// From which side a connection comes, and so where it may go.
@@ -98,7 +100,7 @@ impl DataPath {
                 }
             },
         };
-        let (hello, bytes) = match read_client_hello(client, &self.hello_limits).await {
+        let (hello, bytes) = match read_client_hello(&mut Arriving::new(client), &self.hello_limits).await {
             Ok(read) => read,
             Err(error) => {
                 debug!(src.addr = %record.source, error = &error as &dyn std::error::Error, "no hello");
@@ -109,7 +111,7 @@ impl DataPath {
         };
         drop(pending);
         self.metrics.hello_time.observe(record.started.elapsed());
-        match self.connect(&hello, &bytes, record).await {
+        match self.connect(hello, &bytes, record).await {
             Ok(endpoint) => Some(endpoint),
             Err(refusal) => {
                 record.refuse(client, CloseReason::Refused(refusal), Some(refusal.alert())).await;
@@ -140,9 +142,9 @@ impl DataPath {
     }
 
     /// An endpoint of the service, or a gateway of the cluster, that the hello names, which has got the hello.
-    async fn connect(&self, hello: &ClientHello, bytes: &[u8], record: &mut Record) -> Result<TcpStream, Refusal> {
-        let name = hello.server_name.as_deref().ok_or(Refusal::NoServerName)?;
-        record.server_name = Some(name.to_owned());
+    async fn connect(&self, hello: ClientHello, bytes: &[u8], record: &mut Record) -> Result<TcpStream, Refusal> {
+        record.server_name = hello.server_name;
+        let name = record.server_name.as_deref().ok_or(Refusal::NoServerName)?;
         match record.side {
             Side::Outside => {
                 let Found { route, slot } = self.routes.find(name)?;

@@ -13,7 +13,10 @@ use std::{
 use ipnet::IpNet;
 use mesh_runtime::DrainWatcher;
 use relay::{RelayOptions, SocketOptions, configure, reset_on_close};
-use rustix::{io::Errno, net::SocketFlags};
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, sockopt::set_tcp_quickack},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -93,6 +96,8 @@ impl Gateway {
     ) -> io::Result<()> {
         // Connections inherit them, which saves five system calls for each.
         configure(&listener, &self.data_path.sockets)?;
+        // What a client gets back, mostly at once, acknowledges its bytes: an acknowledgement alone would be a segment more.
+        set_tcp_quickack(&listener, false)?;
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(takeover::inode(&listener)?);
         let mut connections = JoinSet::new();
         self.accept_until(side, &listener, &mut connections, &drain, drain.signaled()).await;
