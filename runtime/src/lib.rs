@@ -38,4 +38,4 @@ pub use drain::{DrainHold, DrainWatcher};
 pub use last_good::{read_if_present, write_atomically};
 pub use process::Process;
 pub use readiness::{Readiness, ReadinessGuard};
-pub use run::run;
+pub use run::{run, run_command};

@@ -42,17 +42,9 @@ where
     F: FnOnce(C, Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    // Variables that are not Unicode cannot be meant for us.
-    let environment =
-        std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-    let configuration: C = match config::load(program, config_file, environment) {
+    let configuration: C = match configuration(program, config_file) {
         Ok(configuration) => configuration,
-        Err(error) => {
-            for problem in &error.problems {
-                complain(program, problem);
-            }
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+        Err(code) => return code,
     };
     match run_configured(program, configuration, main) {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,6 +53,44 @@ where
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a command of a program that works on its configuration and ends by itself: what it returns is printed. Nothing is
+/// bound. Exit codes as for [`run`].
+pub fn run_command<C, F, Fut>(program: &'static str, config_file: &Path, command: F) -> ExitCode
+where
+    C: Configuration,
+    F: FnOnce(C) -> Fut,
+    Fut: Future<Output = anyhow::Result<String>>,
+{
+    let configuration: C = match configuration(program, config_file) {
+        Ok(configuration) => configuration,
+        Err(code) => return code,
+    };
+    let done = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match done.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(command(configuration))) {
+        Ok(text) => match writeln!(std::io::stdout(), "{text}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            complain(program, &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The configuration, or the exit code after what is wrong with it was said.
+fn configuration<C: Configuration>(program: &str, config_file: &Path) -> Result<C, ExitCode> {
+    // Variables that are not Unicode cannot be meant for us.
+    let environment =
+        std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+    config::load(program, config_file, environment).map_err(|error| {
+        for problem in &error.problems {
+            complain(program, problem);
+        }
+        ExitCode::from(BAD_CONFIGURATION)
+    })
 }
 
 fn run_configured<C, F, Fut>(program: &'static str, configuration: C, main: F) -> anyhow::Result<()>

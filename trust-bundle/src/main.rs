@@ -1,4 +1,5 @@
-//! `trust-bundle`: serves trust, makes a federation (`trust-bundle init`), or issues what an operator needs (`… issue`).
+//! `trust-bundle`: serves trust, makes a federation (`trust-bundle init`), issues what an operator needs (`… issue`),
+//! or writes what it keeps to a file and takes it from there (`… export`, `… import`).
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,8 +8,12 @@ use std::time::SystemTime;
 
 use clap::Parser;
 use federation::FederationDomain;
+use federation_store::backup;
 use trust_bundle::init::{FederationFile, Holder, InitError, init, issue};
 use trust_bundle::{Config, program};
+
+/// What the configuration's variables of the environment are named after, and what a backup says whose it is.
+const PROGRAM: &str = "trust-bundle";
 
 #[derive(Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
@@ -52,6 +57,8 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    #[command(flatten)]
+    Backup(backup::Command),
 }
 
 fn complain(error: &dyn std::fmt::Display) -> ExitCode {
@@ -78,8 +85,13 @@ fn main() -> ExitCode {
             let holder = operator.map_or(Holder::Federator, Holder::Operator);
             ended(issue(&service, &holder, &out, SystemTime::now()))
         }
+        (Some(Command::Backup(command)), _) => {
+            mesh_runtime::run_command(PROGRAM, command.config(), async |config: Config| {
+                Ok(command.run(PROGRAM, config.store).await?)
+            })
+        }
         (None, Some(flags)) => {
-            mesh_runtime::run("trust-bundle", &flags.config, |config: Config, process| program::run(config, process))
+            mesh_runtime::run(PROGRAM, &flags.config, |config: Config, process| program::run(config, process))
         }
         (None, None) => complain(&"--config FILE or a command is needed, see --help"),
     }

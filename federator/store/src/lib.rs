@@ -55,6 +55,7 @@
 //! [`follow`] keeps a copy of a prefix over all of this. [`layout`] builds the federation's keys; what the values hold
 //! is not this crate's concern.
 
+pub mod backup;
 pub mod contract;
 pub mod layout;
 
