@@ -63,7 +63,7 @@ fn expected_before() -> BTreeMap<&'static str, Vec<&'static str>> {
                 "ClusterSetIP /TCP/80",
                 "affinity none families [IPv4] Cluster ",
                 "labels  annotations ",
-                "capacity  without sidecar 0",
+                "capacity without sidecar 0",
                 "1 address",
             ],
         ),
