@@ -208,7 +208,7 @@ impl<S: Store> Session<S> {
                 let epoch = self.epoch.clone();
                 Ok(Some(Box::pin(async move {
                     let published = publisher.publish(&member, epoch.as_ref(), records);
-                    let late = |_| StoreError::Unavailable("it did not answer in time".into());
+                    let late = |_| StoreError::OutcomeUnknown("it did not answer in time".into());
                     timeout(PUBLISH_DEADLINE, published).await.map_err(late)?
                 })))
             }
