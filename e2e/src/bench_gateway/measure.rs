@@ -41,7 +41,6 @@ pub(super) struct Sizes {
 
 /// Connections of the loads of small messages and of new connections.
 const CONCURRENCY: usize = 32;
-const BARE_SPLICE_IDLE: usize = 1000;
 /// From the last of the idle connections to the measurement of their idleness.
 const SETTLING: Duration = Duration::from_millis(5500);
 /// Idle connections that are opened at a time.
@@ -54,7 +53,7 @@ impl Sizes {
             bulk_connections: 4,
             bulk_bytes_each: 1 << 29,
             tls_bulk_connections: 2,
-            phase: Duration::from_secs(3),
+            phase: Duration::from_secs(2),
             rate: 2000,
             idle: 5000,
             idle_time: Duration::from_secs(2),
@@ -108,12 +107,10 @@ pub(super) async fn visit(setting: &Setting, peer: Peer, sizes: &Sizes) -> anyho
     let mut figures = Figures::default();
     for load in Load::value_variants().iter().filter(|load| sizes.loads.contains(load)) {
         match load {
+            // Bare relays keep what they use for each, pipes or buffers: nobody's limit.
+            Load::Idle if !peer.is_rival() && peer != Peer::Gateway => {}
             // Before anything else grows the heap, which would hide what idle connections need.
-            // Each of the bare splice's holds two pipes: of more it would run out of descriptors.
-            Load::Idle => {
-                let count = if peer == Peer::BareSplice { sizes.idle.min(BARE_SPLICE_IDLE) } else { sizes.idle };
-                idle(&target, &processes, count, sizes.idle_time, &mut figures).await?;
-            }
+            Load::Idle => idle(&target, &processes, sizes.idle, sizes.idle_time, &mut figures).await?,
             Load::Bulk => {
                 load::bulk(&target, sizes.bulk_connections, sizes.bulk_bytes_each / 16).await?;
                 (figures.bulk_cpu, figures.bulk_rate) =

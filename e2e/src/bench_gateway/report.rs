@@ -183,7 +183,8 @@ impl Report {
             let _ = writeln!(bars, "<text x='8' y='{y}' font-weight='bold'>{title}</text>");
             let values: Vec<f64> = peers.iter().map(|peer| self.median(*peer, figure).unwrap_or(0.0)).collect();
             let most = values.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-            for (peer, value) in peers.iter().zip(values) {
+            // What was not measured has no bar.
+            for (peer, value) in peers.iter().zip(values).filter(|(_, value)| *value > 0.0) {
                 y += row;
                 let color = if *peer == Peer::Gateway { "#1f77b4" } else { "#b0b0b0" };
                 let width = 400.0 * value / most;
