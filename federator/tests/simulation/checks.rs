@@ -11,6 +11,9 @@ pub(crate) enum Check {
     Fenced,
     /// Neither the store nor a receiver goes back to an older word on a key.
     NoResurrection,
+    /// An older word comes back only by heads that are above what it replaces. Open: in about one world of 500 a receiver that
+    /// was restored goes back to an older word for a while, and why is not settled.
+    SetBack,
     /// Nobody lets go of an export that its owner still exports.
     NoLostExport,
     /// Whoever has lost its lease is suspected, and nobody else.

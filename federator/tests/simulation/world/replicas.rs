@@ -79,7 +79,10 @@ impl World {
     pub(super) fn open(&mut self, id: u64, hello: &Hello) {
         let connection = &self.connections[&id];
         let (number, replica) = (connection.cluster, connection.replica);
-        if self.replicas[replica].partitioned || self.replicas[replica].members.member(&name(number)).is_none() {
+        let lease = self.replicas[replica].lease;
+        let found = &self.replicas[replica];
+        // Without a lease a replica lets nobody in.
+        if found.partitioned || !self.store.is_kept(lease) || found.members.member(&name(number)).is_none() {
             self.soon(300, Event::Cut(id));
             return;
         }
@@ -87,7 +90,6 @@ impl World {
         let (key, revision) = (layout::epoch(cluster.as_str()), self.store.revision);
         let modified = self.store.modified(&key);
         self.trace(|| format!("{cluster} opens {id} at {replica}"));
-        let lease = self.lease_of(replica);
         let taken = Transaction::new().expecting(&key, modified).put(&key, revision.to_be_bytes().to_vec()).put_leased(
             layout::alive(cluster.as_str()),
             presence(),
