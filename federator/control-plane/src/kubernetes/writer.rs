@@ -183,7 +183,11 @@ impl State {
                 },
             };
             if self.busy.contains(&key) {
-                if first { waiting.insert(key) } else { waiting_rest.insert(key) };
+                if first {
+                    waiting.insert(key)
+                } else {
+                    waiting_rest.insert(key)
+                };
                 continue;
             }
             let Some(plan) = Plan::of(&key, &self.snapshot, &self.present, now) else { continue };
