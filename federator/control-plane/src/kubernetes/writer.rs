@@ -183,11 +183,8 @@ impl State {
                 },
             };
             if self.busy.contains(&key) {
-                if first {
-                    waiting.insert(key)
-                } else {
-                    waiting_rest.insert(key)
-                };
+                let later = if first { &mut waiting } else { &mut waiting_rest };
+                later.insert(key);
                 continue;
             }
             let Some(plan) = Plan::of(&key, &self.snapshot, &self.present, now) else { continue };
