@@ -296,6 +296,18 @@ impl Plan {
         let refusal = refuse(Reason::NotPublisher, "another session of the cluster publishes".to_owned());
         Self::refused(offers, &refusal).results(offers, 0)
     }
+
+    /// The answers when the store took no more: nothing was written, and the records may come again after `pause`.
+    #[must_use]
+    pub fn without_space(mut self, offers: &[Offer], pause: Duration) -> Vec<PublishResult> {
+        let detail = "the federation's store is full: its operator must make room".to_owned();
+        let retry_after_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX).max(1);
+        let refusal = Refusal { retry_after_ms, ..refuse(Reason::NoSpace, detail) };
+        for verdict in self.verdicts.iter_mut().filter(|verdict| **verdict == Verdict::Written) {
+            *verdict = Verdict::Refused(refusal.clone());
+        }
+        self.results(offers, 0)
+    }
 }
 
 fn refusal(error: &RecordError) -> Refusal {

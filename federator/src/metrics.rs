@@ -153,5 +153,6 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Quota => "quota",
         Reason::Malformed => "malformed",
         Reason::NotPublisher => "not_publisher",
+        Reason::NoSpace => "no_space",
     }
 }

@@ -9,6 +9,7 @@ use federation_api::federation::v1::PublishResult;
 use federation_api::record::v1::Signed;
 use federation_api::verify::VerifiedMember;
 use federation_store::{Committed, LeaseId, Revision, Store, StoreError, Transaction, layout};
+use tracing::warn;
 
 use crate::admission::{Epoch, Offer, Plan, fitting, plan};
 use crate::cache::Cache;
@@ -19,6 +20,9 @@ use crate::quota::{Bucket, Quota};
 const CATCH_UP: Duration = Duration::from_millis(50);
 /// How often it looks again before the session is told to come back.
 const ATTEMPTS: usize = 100;
+/// When records come again that found the store full: anything from this to twice as much, so that clusters do not all
+/// come at once.
+const NO_SPACE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Takes the next epoch of a cluster: older sessions of it can publish no more. The cluster's leased key is put with it.
 ///
@@ -104,7 +108,16 @@ impl<S: Store> Publisher<S> {
         for _ in 0..ATTEMPTS {
             let plan = self.plan(member, epoch, offers);
             let Some(transaction) = plan.transaction.clone() else { return Ok(plan.results(offers, 0)) };
-            match self.store.commit(transaction).await? {
+            let committed = match self.store.commit(transaction).await {
+                // The session goes on: what it is told, its heartbeats and its lease need no space.
+                Err(StoreError::NoSpace(source)) => {
+                    warn!(cluster = %member.cluster(), %source, "the store is full: records are refused for now");
+                    let pause = rand::random_range(NO_SPACE_PAUSE..NO_SPACE_PAUSE * 2);
+                    return Ok(plan.without_space(offers, pause));
+                }
+                committed => committed?,
+            };
+            match committed {
                 Committed::Done(revision) => {
                     self.charge(member.cluster(), plan.writes);
                     // So that the cluster's next message meets no conflict with this one.

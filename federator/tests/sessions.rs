@@ -3,12 +3,18 @@
 
 #[path = "sessions/plane.rs"]
 mod plane;
+#[path = "sessions/tight.rs"]
+mod tight;
 
 use std::time::{Duration, Instant};
 
 use federation::{ClusterName, RecordKey};
 use federation_api::client::federation::{SessionCursor, SessionEvent};
+use federation_api::federation::v1::federation_client::FederationClient;
 use federation_api::federation::v1::refusal::Reason;
+use federation_api::federation::v1::session_request::Request;
+use federation_api::federation::v1::session_response::Response;
+use federation_api::federation::v1::{ClientHeartbeat, Hello, SessionRequest};
 use federation_api::payload::Payload;
 use federation_api::record::v1::Statement;
 use federation_api::records::{Head, HeadScope};
@@ -16,6 +22,7 @@ use federation_api::trust::v1::WatchResponse;
 use federator::quota::Quota;
 use plane::{Client, Plane, export, key};
 use prost::Message;
+use tokio_stream::StreamExt;
 
 #[tokio::test]
 async fn an_export_reaches_every_other_cluster_that_has_the_namespace() {
@@ -227,6 +234,95 @@ async fn a_cluster_that_publishes_too_fast_is_slowed_down_and_loses_nothing() {
     let session = east.session.clone();
     tokio::spawn(async move { while east.events.recv().await.is_some() {} });
     eventually("all is stored", || cache.read(|index| index.len()) == 4 && session.unanswered() == 0).await;
+}
+
+#[tokio::test]
+async fn a_full_store_refuses_records_for_now_and_ends_no_session() {
+    let plane = Plane::start().await;
+    let mut east = plane.client("east", &["shop"], true, SessionCursor::default()).await;
+    let first = plane.sign("east", 10, &key("a"), &export("a"));
+    east.publish(first.clone()).await.unwrap();
+    plane.store.set_full(true);
+    let malformed = plane.sign("west", 11, &key("c"), &export("c"));
+    let results = east.publish_all(vec![plane.sign("east", 11, &key("b"), &export("b")), malformed]).await;
+    let refusal = results[0].refusal.clone().unwrap();
+    assert_eq!((refusal.reason(), results[0].revision), (Reason::NoSpace, 0));
+    assert!((5_000..10_000).contains(&refusal.retry_after_ms), "{refusal:?}");
+    assert!(refusal.detail.contains("full"), "{}", refusal.detail);
+    assert_eq!(results[1].refusal.clone().unwrap().reason(), Reason::NotYours, "its own fault stays its own");
+    plane.store.set_full(false);
+    // The client keeps the record and comes again by itself, on the same session.
+    let stored = until(&mut east, "the record is stored", |event| match event {
+        SessionEvent::Published(results) => Some(results),
+        SessionEvent::Disconnected { reason, .. } => panic!("{reason}"),
+        _ => None,
+    });
+    let stored = stored.await;
+    assert_eq!((stored[0].sequence, stored[0].refusal.clone()), (11, None));
+    let cache = plane.replica(0).replica.cache.clone();
+    eventually("both are there", || cache.read(|index| index.len()) == 2).await;
+    assert_eq!(plane.replica(0).replica.registry.len(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_drains_under_changes_loses_none_of_them_and_costs_no_snapshot() {
+    const CHANGES: u64 = 60;
+    let mut plane = Plane::start().await;
+    plane.serve().await;
+    let east = plane.client("east", &["shop"], true, SessionCursor::default()).await;
+    let mut west = plane.client("west", &["shop"], false, SessionCursor::default()).await;
+    west.until_complete().await;
+    let (publisher, mut events) = (east.session, east.events);
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    for number in 0..CHANGES {
+        let name = format!("service-{number}");
+        publisher.publish(vec![plane.sign("east", 10 + number, &key(&name), &export(&name))]);
+        if number == CHANGES / 2 {
+            plane.replica(1).process.trigger_drain();
+        }
+        tokio::task::yield_now().await;
+    }
+    let (mut told, mut moved) = (std::collections::BTreeSet::new(), false);
+    while told.len() < usize::try_from(CHANGES).unwrap() || !moved {
+        match until(&mut west, "the changes", Some).await {
+            SessionEvent::Changes { records, cursor, .. } => {
+                told.extend(records.iter().map(|signed| Statement::decode(signed.message.clone()).unwrap().key));
+                west.session.applied(cursor);
+            }
+            SessionEvent::Connected(welcome) => {
+                assert_eq!((welcome.replica.as_str(), welcome.resumed), ("federator-0", true));
+                moved = true;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn versions_are_negotiated_and_what_is_unknown_ends_no_session() {
+    let plane = Plane::start().await;
+    let hello = |versions: &[u32]| SessionRequest {
+        request: Some(Request::Hello(Hello { versions: versions.to_vec(), ..Hello::default() })),
+    };
+    let mut client = FederationClient::new(plane.channel("east"));
+    let refused = client.session(tokio_stream::iter([hello(&[2, 3])])).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("[1]") && refused.message().contains("[2, 3]"), "{refused}");
+    // A kind of request that this version does not know arrives as one without a kind.
+    let beat = SessionRequest { request: Some(Request::Heartbeat(ClientHeartbeat::default())) };
+    let requests = vec![hello(&[1, 2, 99]), SessionRequest { request: None }, beat];
+    let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
+    let mut answers = client.session(requests).await.unwrap().into_inner();
+    let welcome = answers.message().await.unwrap().unwrap();
+    assert!(matches!(welcome.response, Some(Response::Welcome(welcome)) if welcome.version == 1));
+    let beating = async {
+        loop {
+            if let Some(Response::Heartbeat(_)) = answers.message().await.unwrap().unwrap().response {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), beating).await.unwrap();
 }
 
 #[tokio::test]

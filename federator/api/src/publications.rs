@@ -313,6 +313,7 @@ fn describe(refusal: &Refusal) -> String {
         Reason::Quota => "over the quota",
         Reason::Malformed => "malformed",
         Reason::NotPublisher => "another session publishes for this cluster",
+        Reason::NoSpace => "the federation's store is full",
     };
     if refusal.detail.is_empty() { reason.to_owned() } else { format!("{reason}: {}", refusal.detail) }
 }

@@ -33,6 +33,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
+use super::tight::Tight;
 use super::until;
 
 const DOMAIN: &str = "mesh.example";
@@ -45,7 +46,7 @@ pub(crate) struct Plane {
     root: MembershipRoot,
     speakers: BTreeMap<String, Speaker>,
     members: watch::Sender<Arc<Members>>,
-    store: EmbeddedStore,
+    pub(crate) store: Tight,
     quota: Quota,
     replicas: Vec<Serving>,
 }
@@ -75,7 +76,7 @@ impl Plane {
         let authority = Authority::open_or_create(directory.path(), &trust_domain(), SystemTime::now()).unwrap();
         let root = MembershipRoot::generate().unwrap();
         let (members, _) = watch::channel(Arc::new(Members::new(root.public(), domain())));
-        let store = EmbeddedStore::open(directory.path().join("exports.redb")).await.unwrap();
+        let store = Tight::new(EmbeddedStore::open(directory.path().join("exports.redb")).await.unwrap());
         let (speakers, replicas) = (BTreeMap::new(), Vec::new());
         let mut plane = Self { directory, authority, root, speakers, members, store, quota, replicas };
         ["east", "west", "north"].into_iter().for_each(|name| plane.join(name));
@@ -135,7 +136,7 @@ impl Plane {
         let reopened = async {
             loop {
                 match EmbeddedStore::open(directory.path().join("exports.redb")).await {
-                    Ok(store) => return store,
+                    Ok(store) => return Tight::new(store),
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
             }

@@ -187,6 +187,8 @@ pub mod refusal {
         Malformed = 6,
         /// Another session holds the epoch.
         NotPublisher = 7,
+        /// The federation's store is full: an operator must make room. Nothing of the message was stored.
+        NoSpace = 8,
     }
     impl Reason {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -203,6 +205,7 @@ pub mod refusal {
                 Self::Quota => "REASON_QUOTA",
                 Self::Malformed => "REASON_MALFORMED",
                 Self::NotPublisher => "REASON_NOT_PUBLISHER",
+                Self::NoSpace => "REASON_NO_SPACE",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -216,6 +219,7 @@ pub mod refusal {
                 "REASON_QUOTA" => Some(Self::Quota),
                 "REASON_MALFORMED" => Some(Self::Malformed),
                 "REASON_NOT_PUBLISHER" => Some(Self::NotPublisher),
+                "REASON_NO_SPACE" => Some(Self::NoSpace),
                 _ => None,
             }
         }
