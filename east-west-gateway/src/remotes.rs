@@ -124,7 +124,7 @@ impl Remotes {
     /// Says where the own cluster's egress listeners are, which are nobody else's gateways.
     pub fn set_own_egress(&self, own: impl IntoIterator<Item = SocketAddr>) {
         let mut known = self.known();
-        let own = own.into_iter().collect();
+        let own = own.into_iter().map(|address| canonical(address.ip(), address.port())).collect();
         if known.own_egress != own {
             known.own_egress = own;
             self.publish(&known);
@@ -216,10 +216,15 @@ impl Known {
                 GatewayAddress::Ip(ip) => std::slice::from_ref(ip),
                 GatewayAddress::Host(host) => self.resolved.get(host).map(Vec::as_slice).unwrap_or_default(),
             };
-            let others = addresses.iter().filter(|ip| !self.own_egress.contains(&SocketAddr::new(**ip, gateway.port)));
+            let others = addresses.iter().filter(|ip| !self.own_egress.contains(&canonical(**ip, gateway.port)));
             endpoints.extend(others.map(|ip| endpoint(gateway, *ip)));
         }
         let load = before.map(|before| Arc::clone(&before.load)).unwrap_or_default();
         RemoteCluster { cluster: name.clone(), gateways: endpoints, load }
     }
+}
+
+/// An address as it compares: `::ffff:192.0.2.1` leads where `192.0.2.1` does, and a scope is not part of what is announced.
+fn canonical(ip: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.to_canonical(), port)
 }

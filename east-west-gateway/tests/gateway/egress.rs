@@ -1,7 +1,7 @@
 //! The way out: from the cluster's own sidecars to gateways of other clusters, and from nobody else to nowhere else.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering::SeqCst},
@@ -182,6 +182,23 @@ async fn a_cluster_that_announces_our_own_way_out_makes_no_circle() {
     let refused = out.session(&authority, &name("c-west")).await.err();
     assert_eq!(refused, Some(Some(AlertDescription::InternalError)));
     out.metric("connections_closed_total{reason=\"no_ready_endpoint\"} 1").await;
+}
+
+#[tokio::test]
+async fn our_own_way_out_is_known_as_an_ipv4_address_in_ipv6_too() {
+    let authority = Authority::new();
+    let out = way_out().await;
+    let IpAddr::V4(plain) = out.address.ip() else { panic!("{} is not IPv4", out.address) };
+    let mapped = SocketAddr::new(plain.to_ipv6_mapped().into(), out.address.port());
+    for (own, announced) in [(out.address, mapped), (mapped, out.address), (mapped, mapped)] {
+        out.remotes.set_own_egress([own]);
+        out.announce("west", &[announced]);
+        let all = out.remotes.all();
+        assert!(all.len() == 1 && all[0].gateways.is_empty(), "own {own}, announced {announced}: {all:?}");
+        let refused = out.session(&authority, &name("c-west")).await.err();
+        assert_eq!(refused, Some(Some(AlertDescription::InternalError)), "own {own}, announced {announced}");
+    }
+    out.metric("connections_closed_total{reason=\"no_ready_endpoint\"} 3").await;
 }
 
 #[tokio::test]
