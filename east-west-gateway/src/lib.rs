@@ -18,7 +18,8 @@
 //!   nobody outside can use a gateway as a relay.
 //! - Who is refused is told by a TLS alert at once, so that a caller goes elsewhere without waiting.
 //! - A connection sees one state of the routes; a bad resource leaves the last good one in place.
-//! - Without a control-plane the gateway goes on, and starts again, with its last good state.
+//! - Without a control-plane the gateway goes on, and starts again, with its last good state. It has no `maxTrustAge`: it judges
+//!   nobody's certificate, and the sidecars at both ends of what it passes judge, and end, their sessions by themselves.
 //! - Connections, hellos and what they cost are bounded, in all, per source and per service; without descriptors or memory new
 //!   connections are shed and old ones kept.
 //! - Each thread has its own runtime, listeners and connections; what threads share is read without a lock.

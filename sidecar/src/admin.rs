@@ -78,6 +78,8 @@ async fn state(State(shown): State<Shown>) -> Json<Value> {
         "state": {
             "ageSeconds": age(shown.metrics.state_applied.get()),
             "federationAgeSeconds": age(shown.metrics.federation_applied.get()),
+            "trustAgeSeconds": age(shown.metrics.trust_confirmed.get()),
+            "trustTooOld": shown.metrics.trust_too_old.get() != 0,
         },
         "services": services,
     }))

@@ -29,6 +29,12 @@ pub struct Config {
     pub listeners: Listeners,
     /// Keeps the SVID with its key, and the last good state. Created with mode 0700 if absent.
     pub state_directory: PathBuf,
+    /// How old the last confirmation of the federation's trust state may be before peers of other trust domains are not
+    /// believed any more, new or connected; absent, the default: whatever its age, the last state goes on to be trusted.
+    /// At least `1m`, since confirmations are told in steps. Peers of the own trust domain are spared: its roots are the
+    /// cluster's own.
+    #[serde(default, with = "mesh_runtime::duration::option")]
+    pub max_trust_age: Option<Duration>,
     /// The SPIFFE Workload API for other programs of the workload; absent: not offered.
     #[serde(default)]
     pub workload_api: Option<WorkloadApiConfig>,
@@ -211,6 +217,9 @@ pub struct WorkloadApiConfig {
     pub socket: PathBuf,
 }
 
+/// Confirmations are told in steps of 10 s, and take a few seconds on their way.
+const LEAST_TRUST_AGE: Duration = Duration::from_secs(60);
+
 /// The longest path of a socket, so that its temporary name fits the kernel's 107 bytes as well.
 const MAX_SOCKET_PATH: usize = 100;
 
@@ -236,6 +245,10 @@ impl Configuration for Config {
         require(!self.listeners.outbound.is_empty(), "listeners.outbound: name at least one address");
         require(!self.listeners.inbound.is_empty(), "listeners.inbound: name at least one address");
         require(!self.state_directory.as_os_str().is_empty(), "stateDirectory: must not be empty");
+        require(
+            self.max_trust_age.is_none_or(|age| age >= LEAST_TRUST_AGE),
+            "maxTrustAge: at least 1m, confirmations come in steps",
+        );
         require(!self.outbound.lookup_deadline.is_zero(), "outbound.lookupDeadline: must be more than zero");
         require(self.outbound.max_connections > 0, "outbound.maxConnections: must be more than zero");
         require(self.inbound.max_connections > 0, "inbound.maxConnections: must be more than zero");

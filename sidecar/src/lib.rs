@@ -23,6 +23,8 @@
 //! 3. A request that no application has seen is tried elsewhere whatever its method; one that may have been acted upon,
 //!    only when repeating it is harmless, and within a budget.
 //! 4. With every control plane dead, sessions, new ones included, go on from the last state, also after a restart.
+//!    With `maxTrustAge` set, other trust domains are shut out once the trust state was not confirmed for so long (its own
+//!    cluster never is), and let in again by the next confirmation.
 //! 5. The application never notices: what is captured is told apart by its original destination, a server that speaks first is
 //!    heard on ports that declare nothing, and what is not of the clusterset is never captured ([`capture`]).
 //! 6. Overload is shed early: requests, connections, queries and sessions are bounded, and one too many is told so.
@@ -49,6 +51,7 @@ mod service;
 mod session;
 mod tasks;
 mod telemetry;
+mod trust_age;
 mod wiring;
 mod workload_api;
 mod xfcc;

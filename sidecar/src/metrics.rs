@@ -75,6 +75,8 @@ pub(crate) struct Metrics {
     pub(crate) svid_expiry: Gauge,
     pub(crate) state_applied: Gauge,
     pub(crate) federation_applied: Gauge,
+    pub(crate) trust_confirmed: Gauge,
+    pub(crate) trust_too_old: Gauge,
     pub(crate) services: Gauge,
     pub(crate) state_errors: Counter,
     pub(crate) capture_errors: Counter,
@@ -103,6 +105,8 @@ impl Default for Metrics {
             svid_expiry: Gauge::default(),
             state_applied: Gauge::default(),
             federation_applied: Gauge::default(),
+            trust_confirmed: Gauge::default(),
+            trust_too_old: Gauge::default(),
             services: Gauge::default(),
             state_errors: Counter::default(),
             capture_errors: Counter::default(),
@@ -174,6 +178,17 @@ impl Metrics {
             "When the control-plane last heard the federation, Unix time",
             Unit::Seconds,
             self.federation_applied.clone(),
+        );
+        registry.register_with_unit(
+            "trust_confirmed_timestamp",
+            "When the trust state was last confirmed, Unix time; 0 before the first time",
+            Unit::Seconds,
+            self.trust_confirmed.clone(),
+        );
+        registry.register(
+            "trust_too_old",
+            "1 while other trust domains are shut out because of maxTrustAge",
+            self.trust_too_old.clone(),
         );
         registry.register("services", "Services that this workload uses", self.services.clone());
         registry.register(

@@ -35,6 +35,7 @@ use crate::routing::{Router, upkeep};
 use crate::session::dial::Dialer;
 use crate::session::resolver::Resolver;
 use crate::tasks::Tasks;
+use crate::trust_age::TrustAge;
 use crate::workload_api::{self, Socket, Standing, WorkloadApi};
 use crate::{admin, capture};
 
@@ -73,6 +74,7 @@ struct Parts {
     admission: Admission,
     ejected: Arc<Notify>,
     standing: Standing,
+    trust_age: Arc<TrustAge>,
 }
 
 impl Sidecar {
@@ -94,7 +96,7 @@ impl Sidecar {
             Some(api) => Some(Socket::bind(&api.socket).await.context("workloadApi.socket")?),
             None => None,
         };
-        let parts = Parts::new(config, process);
+        let parts = Parts::new(config, process)?;
         let sidecar = Self {
             process: parts.process.clone(),
             tasks: parts.tasks.clone(),
@@ -148,7 +150,7 @@ impl Sidecar {
 }
 
 impl Parts {
-    fn new(config: Config, process: Process) -> Self {
+    fn new(config: Config, process: Process) -> anyhow::Result<Self> {
         let tasks = Tasks::default();
         let metrics = Metrics::default();
         process.register(|registry| metrics.register(registry));
@@ -158,6 +160,9 @@ impl Parts {
         let router = Router::new(config.outbound.lookup_deadline);
         let serving: Arc<Served> = Arc::default();
         let admission = Admission::new(config.inbound.max_requests);
+        let own = config.discovery.trust_domain().map_err(|problem| anyhow::anyhow!(problem))?;
+        // Before anything listens.
+        let trust_age = TrustAge::new(config.max_trust_age, own, trust.clone(), metrics.clone());
         process.add_debug_routes(admin::routes(admin::Shown {
             router: router.clone(),
             identity: identity.clone(),
@@ -166,7 +171,7 @@ impl Parts {
             metrics: metrics.clone(),
             admission: admission.clone(),
         }));
-        Self {
+        Ok(Self {
             config,
             process,
             tasks,
@@ -179,7 +184,8 @@ impl Parts {
             admission,
             ejected: Arc::default(),
             standing: Standing::default(),
-        }
+            trust_age,
+        })
     }
 
     fn serve_outbound(&self, listeners: Vec<TcpListener>) {
@@ -250,6 +256,7 @@ impl Parts {
 
     fn keep_up(&self) {
         self.tasks.spawn(upkeep::probe(self.router.clone(), self.dialer.clone(), Arc::clone(&self.ejected)));
+        self.tasks.spawn(Arc::clone(&self.trust_age).keep());
         self.tasks.spawn(upkeep::tidy(self.router.clone()));
         self.tasks.spawn(upkeep::spread(self.router.clone()));
     }
@@ -295,6 +302,7 @@ impl Parts {
             client: self.config.workload.application(),
             place: Place::default(),
             denied_epoch: 0,
+            trust_age: self.trust_age,
         };
         let (identity, router, standing) = (self.identity, self.router, self.standing);
         self.tasks.spawn(issuing.keep_renewed());

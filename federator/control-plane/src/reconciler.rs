@@ -78,6 +78,8 @@ pub enum Input {
     Trust(Box<WatchResponse>),
     /// The watch of the trust-bundle was opened, or lost for a reason.
     TrustLink(Result<(), String>),
+    /// The watch of the trust-bundle is open, and everything that came over it is applied.
+    TrustConfirmed,
     /// The session with the federator.
     Session(SessionInput),
     /// Round-trip times to other clusters.
@@ -311,6 +313,10 @@ impl Reconciler {
             Input::TrustLink(state) => {
                 self.trust_bundle.connected = state.is_ok();
                 self.trust_bundle.problem = state.err();
+                self.dirty.snapshot = true;
+            }
+            Input::TrustConfirmed => {
+                self.trust_bundle.last_applied = Some(now.system);
                 self.dirty.snapshot = true;
             }
             Input::Session(input) => self.take_session(input, now),

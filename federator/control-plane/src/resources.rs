@@ -29,8 +29,8 @@ pub const MESH_PORT: u32 = 15008;
 /// Bytes of a version.
 const VERSION_BYTES: usize = 16;
 
-/// `mesh`'s age moves in steps: proxies need not hear of every heartbeat.
-const AGE_STEP: Duration = Duration::from_secs(10);
+/// `mesh`'s ages move in steps: proxies need not hear of every heartbeat.
+pub const AGE_STEP: Duration = Duration::from_secs(10);
 
 fn resource(name: String, content: Content) -> Resource {
     let mut resource = Resource { name, version: Vec::new(), resource: Some(content) };
@@ -227,6 +227,8 @@ pub struct MeshFacts<'a> {
     pub trust_domain: &'a str,
     /// The last word from the federation.
     pub applied: Option<SystemTime>,
+    /// When the trust state was last known to be the newest.
+    pub trust_confirmed: Option<SystemTime>,
     /// As the operator signed it.
     pub deny_list: Option<&'a record::Signed>,
     /// The key to verify it with.
@@ -240,17 +242,23 @@ pub struct MeshFacts<'a> {
 /// `mesh`
 #[must_use]
 pub fn mesh(facts: &MeshFacts<'_>) -> Arc<Resource> {
-    let since_epoch = facts.applied.and_then(|applied| applied.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-    let stepped = since_epoch.as_secs() / AGE_STEP.as_secs() * AGE_STEP.as_secs();
     let content = Mesh {
         cluster: facts.cluster.to_owned(),
         federation: facts.federation.to_owned(),
         trust_domain: facts.trust_domain.to_owned(),
-        federation_applied_at_ms: i64::try_from(stepped.saturating_mul(1000)).unwrap_or(i64::MAX),
+        federation_applied_at_ms: stepped_ms(facts.applied),
         deny_list: facts.deny_list.cloned(),
         membership_root: facts.membership_root.map(<[u8]>::to_vec).unwrap_or_default(),
         clusterset_ranges: facts.clusterset_ranges.clone(),
         egress_gateways: facts.egress_gateways.iter().map(Into::into).collect(),
+        trust_confirmed_at_ms: stepped_ms(facts.trust_confirmed),
     };
     Arc::new(resource("mesh".to_owned(), wire::resource::Resource::Mesh(content)))
+}
+
+/// Unix milliseconds, down to a whole [`AGE_STEP`]; 0 for never.
+fn stepped_ms(at: Option<SystemTime>) -> i64 {
+    let since_epoch = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    let stepped = since_epoch.as_secs() / AGE_STEP.as_secs() * AGE_STEP.as_secs();
+    i64::try_from(stepped.saturating_mul(1000)).unwrap_or(i64::MAX)
 }

@@ -27,6 +27,7 @@ use crate::routing::plan::{Place, Planner};
 use crate::routing::route::{Route, RouteParts};
 use crate::routing::{Entry, Router, ServiceRoutes, Table};
 use crate::service::{Service, Workload};
+use crate::trust_age::TrustAge;
 
 /// A resource was refused: what was applied before stays.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,7 @@ pub(crate) struct State {
     pub(crate) place: Place,
     /// Of the deny-list in force: it only grows.
     pub(crate) denied_epoch: u64,
+    pub(crate) trust_age: Arc<TrustAge>,
 }
 
 impl State {
@@ -207,6 +209,7 @@ impl State {
             };
             deny(&self.planner.trust, denied);
         }
+        self.trust_age.confirmed(wire.trust_confirmed_at_ms);
         self.metrics.federation_applied.set(wire.federation_applied_at_ms / 1000);
         self.place.egress = egress;
         self.place.cluster = Some(cluster);

@@ -61,6 +61,9 @@ pub(crate) enum DialError {
     /// The peer's certificate has no SPIFFE ID.
     #[error("the peer showed no SPIFFE ID")]
     Anonymous,
+    /// Nobody who may answer there is believed at present.
+    #[error("what is known of other trust domains is older than maxTrustAge")]
+    TrustTooOld,
     /// The server's sidecar said nothing that could be understood.
     #[error(transparent)]
     Verdict(#[from] VerdictError),
@@ -92,7 +95,8 @@ impl DialError {
             | Self::Tls(HandshakeError::TimedOut(_) | HandshakeError::Stream(_)) => Outcome::ConnectFailure,
             Self::Tls(_) | Self::Anonymous | Self::Verdict(_) | Self::Http2(_) => Outcome::TlsFailure,
             Self::Refused { .. } => Outcome::GatewayError,
-            Self::Stopped => Outcome::Abandoned,
+            // It says nothing about the way, which is good again at once when trust is confirmed.
+            Self::Stopped | Self::TrustTooOld => Outcome::Abandoned,
         }
     }
 
@@ -115,6 +119,7 @@ impl DialError {
             Self::Refused { .. } => "refused",
             Self::Http2(_) => "http2",
             Self::Stopped => "stopped",
+            Self::TrustTooOld => "trust_too_old",
         }
     }
 }
@@ -214,6 +219,10 @@ impl Dialer {
     }
 
     async fn dial_uncounted(&self, path: &Path, kind: Kind) -> Result<(MeshStream, Peer), DialError> {
+        let identities = &path.id().identities;
+        if !identities.is_empty() && identities.iter().all(|id| self.trust.has_lapsed(id.trust_domain())) {
+            return Err(DialError::TrustTooOld);
+        }
         let limit = path.give_up_after();
         let started = Instant::now();
         let stream =

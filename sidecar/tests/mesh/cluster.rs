@@ -90,17 +90,23 @@ impl Cluster {
             .unwrap();
         let control_plane = ControlPlane::start(State::new(authority, lifetime)).await;
         let cluster = Self { name, control_plane, directory };
-        let mesh = Mesh {
-            cluster: name.to_owned(),
-            federation: FEDERATION.to_owned(),
-            trust_domain: cluster.state().trust_domain().to_string(),
-            federation_applied_at_ms: 1_000,
-            clusterset_ranges: vec!["241.0.0.0/8".to_owned(), "fd00:241::/64".to_owned()],
-            ..Mesh::default()
-        };
-        cluster.state().set("mesh", Kind::Mesh(mesh));
+        cluster.confirms_trust(0);
         cluster.trusts(&cluster);
         cluster
+    }
+
+    /// Tells this cluster's proxies when the trust state was confirmed, in Unix milliseconds.
+    pub(crate) fn confirms_trust(&self, at_ms: i64) {
+        let mesh = Mesh {
+            cluster: self.name.to_owned(),
+            federation: FEDERATION.to_owned(),
+            trust_domain: self.state().trust_domain().to_string(),
+            federation_applied_at_ms: 1_000,
+            clusterset_ranges: vec!["241.0.0.0/8".to_owned(), "fd00:241::/64".to_owned()],
+            trust_confirmed_at_ms: at_ms,
+            ..Mesh::default()
+        };
+        self.state().set("mesh", Kind::Mesh(mesh));
     }
 
     pub(crate) fn state(&self) -> &Arc<State> {
@@ -141,6 +147,7 @@ impl Cluster {
                 strict: vec![],
             },
             state_directory: self.state_directory(pod),
+            max_trust_age: None,
             workload_api: None,
             capture: None,
             outbound: OutboundConfig::default(),

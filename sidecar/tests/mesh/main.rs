@@ -20,5 +20,6 @@ mod policy;
 mod servers;
 mod spread;
 mod strict;
+mod trust_age;
 mod tunnels;
 mod upgrades;

@@ -51,6 +51,8 @@ impl DenyList {
 pub(crate) struct Snapshot {
     domains: HashMap<TrustDomain, Domain>,
     pub(crate) denied: DenyList,
+    /// When set, peers of every other trust domain are not believed.
+    only: Option<TrustDomain>,
 }
 
 #[derive(Clone)]
@@ -68,6 +70,15 @@ pub(crate) struct Roots {
 }
 
 impl Snapshot {
+    /// What overrides roots.
+    pub(crate) fn overridden(&self, id: &SpiffeId) -> Option<PeerError> {
+        if self.denied.denies(id) {
+            return Some(PeerError::Denied(id.clone()));
+        }
+        let lapsed = self.only.as_ref().is_some_and(|only| only != id.trust_domain());
+        lapsed.then(|| PeerError::Lapsed(id.clone()))
+    }
+
     pub(crate) fn roots(&self, trust_domain: &TrustDomain) -> Option<&Arc<Roots>> {
         self.domains.get(trust_domain).map(|domain| &domain.roots)
     }
@@ -120,6 +131,17 @@ impl TrustStore {
     /// Replaces the deny-list. It overrides bundles, those that arrive later as well.
     pub fn deny(&self, denied: DenyList) {
         self.update(|snapshot| snapshot.denied = denied);
+    }
+
+    /// From now on believes peers of this trust domain alone, or with `None` everybody again whom the roots vouch for: what
+    /// is known of the others is too old to go by. Live connections are judged again as after [`deny`](Self::deny).
+    pub fn believe_only(&self, own: Option<TrustDomain>) {
+        self.update(|snapshot| snapshot.only = own);
+    }
+
+    /// Whether peers of this trust domain are not believed, because of [`believe_only`](Self::believe_only).
+    pub fn has_lapsed(&self, trust_domain: &TrustDomain) -> bool {
+        self.inner.snapshot.load().only.as_ref().is_some_and(|only| only != trust_domain)
     }
 
     /// The deny-list in force.
@@ -183,8 +205,8 @@ impl TrustStore {
     /// Verifies the chain again only when the roots of the peer's trust domain are others than the last time.
     fn judge_again(&self, peer: &Peer, judged_by: &mut Option<Arc<Roots>>) -> Result<(), PeerError> {
         let snapshot = self.inner.snapshot.load();
-        if snapshot.denied.denies(peer.id()) {
-            return Err(PeerError::Denied(peer.id().clone()));
+        if let Some(error) = snapshot.overridden(peer.id()) {
+            return Err(error);
         }
         let roots = snapshot.roots(peer.id().trust_domain());
         if let (Some(now), Some(then)) = (roots, judged_by.as_ref())

@@ -89,6 +89,9 @@ pub enum PeerError {
     /// The identity or its trust domain is quarantined.
     #[error("peer {0} is denied")]
     Denied(SpiffeId),
+    /// What is known of other trust domains than the own one is too old to go by.
+    #[error("peer {0} is not believed: what is known of other trust domains is older than maxTrustAge")]
+    Lapsed(SpiffeId),
     /// There is no bundle for the leaf's trust domain.
     #[error("peer {0} is of a trust domain without a bundle here")]
     UnknownTrustDomain(SpiffeId),
@@ -150,8 +153,8 @@ pub(crate) fn verify_chain(
         return Err(PeerError::ChainTooLong(intermediates.len() + 1));
     }
     let id = check_leaf(leaf)?;
-    if snapshot.denied.denies(&id) {
-        return Err(PeerError::Denied(id));
+    if let Some(error) = snapshot.overridden(&id) {
+        return Err(error);
     }
     let Some(roots) = snapshot.roots(id.trust_domain()) else { return Err(PeerError::UnknownTrustDomain(id)) };
     let anchors = valid_anchors(roots, now);

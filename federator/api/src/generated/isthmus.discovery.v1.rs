@@ -187,6 +187,10 @@ pub struct Mesh {
     /// gateways. Empty: every sidecar dials by itself.
     #[prost(message, repeated, tag = "8")]
     pub egress_gateways: ::prost::alloc::vec::Vec<super::super::record::v1::Gateway>,
+    /// Unix milliseconds, in steps, of the last moment at which the trust state was known to be the federation's newest.
+    /// 0: not known, which takes back nothing that was said before.
+    #[prost(int64, tag = "9")]
+    pub trust_confirmed_at_ms: i64,
 }
 /// The roots of one trust domain.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -12,12 +12,14 @@ use mesh_tls::{Identity, Purpose, TrustStore, new_key_and_csr};
 use rand::RngExt as _;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use spiffe_identity::SpiffeId;
+use tokio::time::{MissedTickBehavior, interval};
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::Plane;
 use crate::membership::{self, Membership, MembershipError};
 use crate::reconciler::{Input, SessionInput};
+use crate::resources::AGE_STEP;
 
 /// When to renew the member certificate, as parts of its life.
 const RENEW_AFTER: Range<f64> = 0.45..0.55;
@@ -119,7 +121,25 @@ impl Plane {
         membership: &Arc<Mutex<Membership>>,
     ) {
         let mut loss = Loss::of("trust-bundle");
-        while let Some(event) = events.recv().await {
+        // The watch is silent while nothing changes; its connection is kept alive, and ends when nothing answers.
+        let mut confirmations = interval(AGE_STEP);
+        confirmations.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut confirmed = false;
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                _ = confirmations.tick(), if confirmed => {
+                    if self.inputs.send(Input::TrustConfirmed).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let Some(event) = event else { return };
+            confirmed = !matches!(event, TrustEvent::Disconnected { .. });
+            // What is missing at first comes before anything is confirmed.
+            confirmations.reset();
             let input = match event {
                 TrustEvent::Connected => {
                     loss.over();

@@ -215,6 +215,7 @@ impl Reconciler {
                 federation: self.facts.federation.as_str(),
                 trust_domain: &self.facts.trust_domain,
                 applied: self.federator.last_applied,
+                trust_confirmed: self.trust_bundle.last_applied,
                 deny_list: trust.deny_list_envelope(),
                 membership_root: trust.root().map(|root| root.as_bytes().as_slice()),
                 clusterset_ranges: self.vips.ranges(),

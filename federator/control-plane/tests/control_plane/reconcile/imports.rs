@@ -187,3 +187,19 @@ fn a_snapshot_that_lacks_a_record_takes_it_away_only_with_its_owners_heads() {
     world.snapshot_complete();
     assert_eq!(world.imports(), ["shop/cart"]);
 }
+
+#[test]
+fn proxies_are_told_in_steps_when_the_trust_state_was_confirmed() {
+    let mut world = World::shop();
+    let told = |world: &World| match &world.snapshot.mesh.resource {
+        Some(federation_api::discovery::v1::resource::Resource::Mesh(mesh)) => mesh.trust_confirmed_at_ms,
+        other => panic!("{other:?}"),
+    };
+    world.tell(Input::TrustConfirmed);
+    let at = world.snapshot.trust_bundle.last_applied.unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let at = i64::try_from(at.as_millis()).unwrap();
+    assert!(told(&world) > 0 && told(&world) % 10_000 == 0 && (0..10_000).contains(&(at - told(&world))));
+    let before = told(&world);
+    world.tell(Input::TrustLink(Err("gone".to_owned())));
+    assert_eq!(told(&world), before, "a loss confirms nothing and takes nothing back");
+}
