@@ -1,5 +1,7 @@
 //! Memberships that end, and begin again: by the cluster's own word, the operator's, or a later token.
 
+use std::path::Path;
+
 use federation::RecordKey;
 use federation_api::payload::Payload;
 use federation_api::verify::DenyList;
@@ -7,7 +9,7 @@ use serde_json::Value;
 
 use crate::federation_fake::Fake;
 use crate::member::{Peer, cluster, federation};
-use crate::program::{EXPORT, Program, SHOP};
+use crate::program::{EXPORT, PATIENCE, Program, SHOP};
 
 async fn until_status(program: &Program, what: &str, check: impl Fn(&Value) -> bool) -> Value {
     program.until(what, async |it| Some(it.get("/v1/status").await).filter(|status| check(status))).await
@@ -118,6 +120,18 @@ async fn a_peer_that_left_is_forgotten_and_not_brought_back_by_its_old_records()
     program.stop().await;
 }
 
+/// Deletes a state directory. A file that was being written when the program ended may still arrive: there, the end of the
+/// process waits for that.
+async fn lose(state: &Path) {
+    let lost = async {
+        while let Err(error) = std::fs::remove_dir_all(state) {
+            assert_eq!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty, "{error}");
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, lost).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_lost_its_disk_joins_anew_with_other_keys_and_a_higher_bundle() {
     let directory = tempfile::tempdir().unwrap();
@@ -132,7 +146,7 @@ async fn a_cluster_that_lost_its_disk_joins_anew_with_other_keys_and_a_higher_bu
     };
     let before = sequence(&program).await;
     program.stop().await;
-    std::fs::remove_dir_all(directory.path().join("state")).unwrap();
+    lose(&directory.path().join("state")).await;
 
     let program = Program::start(directory.path()).await;
     let (status, answer) = program.request("POST", "/v1/join", &format!(r#"{{"token": "{used}"}}"#)).await.unwrap();
