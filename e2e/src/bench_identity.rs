@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::Parser;
 
+use crate::bench::Goal;
 use crate::lab::binaries::Binaries;
 use crate::lab::federation::FederationOperator;
 use crate::lab::{READY, wait};
@@ -59,10 +60,9 @@ pub async fn main() -> anyhow::Result<ExitCode> {
     times.sort_unstable();
     let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
     writeln!(screen, "median {:.1} ms, longest {:.1} ms", milliseconds(median), milliseconds(longest))?;
-    let met = longest <= GOAL;
-    let (value, limit) = (milliseconds(longest), GOAL.as_millis());
-    writeln!(screen, "goal: quarantine_last_byte_ms {value:.1} {limit} {}", if met { "met" } else { "missed" })?;
-    Ok(if met || !arguments.strict { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let goal = Goal::new("quarantine_last_byte_ms", Some(milliseconds(longest)), milliseconds(GOAL));
+    writeln!(screen, "{goal}")?;
+    Ok(if goal.met() || !arguments.strict { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One quarantine and release: when the last byte came, and when the command had every proxy's acknowledgement and ended.

@@ -1,10 +1,12 @@
 //! Medians, the table, the plot, the goals.
 
-use std::{collections::BTreeMap, fmt, fmt::Write, path::Path};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
 
-use anyhow::Context;
-
-use super::{measure::Figures, peers::Peer};
+use super::measure::Figures;
+use super::peers::Peer;
+use crate::bench::{Goal, replace_table};
 
 /// What all rounds have shown.
 #[derive(Default)]
@@ -12,29 +14,6 @@ pub(super) struct Report(BTreeMap<Peer, Vec<Figures>>);
 
 /// One figure of a visit.
 type Figure = fn(&Figures) -> f64;
-
-/// One goal and what became of it.
-pub(super) struct Goal {
-    name: &'static str,
-    value: Option<f64>,
-    limit: f64,
-}
-
-impl Goal {
-    pub(super) fn met(&self) -> bool {
-        self.value.is_some_and(|value| value <= self.limit)
-    }
-}
-
-impl fmt::Display for Goal {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let outcome = if self.met() { "met" } else { "missed" };
-        match self.value {
-            Some(value) => write!(formatter, "goal: {} {value:.3} {} {outcome}", self.name, self.limit),
-            None => write!(formatter, "goal: {} unmeasured {} {outcome}", self.name, self.limit),
-        }
-    }
-}
 
 /// Heading, figure, and digits after the point.
 const COLUMNS: [(&str, Figure, usize); 15] = [
@@ -106,7 +85,7 @@ impl Report {
 
     /// The goals, in the order of the table.
     pub(super) fn goals(&self) -> Vec<Goal> {
-        let goal = |name, value, limit| Goal { name, value, limit };
+        let goal = |name: &str, value, limit| Goal::new(name, value, limit);
         vec![
             goal("bulk_cpu_vs_haproxy_splice", self.ratio(Peer::HaproxySplice, |figures| figures.bulk_cpu), 1.0),
             goal("bulk_cpu_vs_bare_splice", self.ratio(Peer::BareSplice, |figures| figures.bulk_cpu), 1.15),
@@ -147,23 +126,14 @@ impl Report {
         };
         let peers: serde_json::Map<_, _> =
             self.0.iter().map(|(peer, figures)| (peer.name().to_owned(), rounds(figures).into())).collect();
-        let goals: Vec<_> = self
-            .goals()
-            .iter()
-            .map(|goal| serde_json::json!({ "name": goal.name, "value": goal.value, "limit": goal.limit, "met": goal.met() }))
-            .collect();
+        let goals: Vec<_> = self.goals().iter().map(Goal::json).collect();
         let columns = COLUMNS.map(|(name, ..)| name);
         serde_json::to_string_pretty(&serde_json::json!({ "columns": columns, "rounds": peers, "goals": goals }))
     }
 
     /// Puts the table in the place of the one that follows the marker.
     pub(super) fn write_into(&self, path: &Path) -> anyhow::Result<()> {
-        const MARKER: &str = "<!-- bench-gateway -->\n";
-        let text = std::fs::read_to_string(path)?;
-        let (before, rest) = text.split_once(MARKER).with_context(|| format!("{} has no {MARKER}", path.display()))?;
-        let after = rest.find("\n\n").map_or("", |end| &rest[end..]);
-        let table = self.table();
-        Ok(std::fs::write(path, format!("{before}{MARKER}{}{after}", table.trim_end()))?)
+        replace_table(path, "bench-gateway", &self.table())
     }
 
     /// Bars of what each costs, in SVG.
