@@ -25,8 +25,9 @@ use crate::index::{Index, Kind, Limit, Record, Scope, Walked};
 
 /// The versions of the protocol that this service speaks.
 pub const VERSIONS: [u32; 1] = [1];
-/// What one message of records holds at most, besides a revision or a record that is larger by itself.
-pub const MESSAGE: Limit = Limit { records: 200, bytes: 48 * 1024 };
+/// What one message of records holds at most, besides a revision or a record that is larger by itself. It fits a frame of
+/// HTTP/2: the buffers that a connection's messages are written to stay as large as the largest of them was.
+pub const MESSAGE: Limit = Limit { records: 200, bytes: 12 * 1024 };
 /// Answers that may wait for a receiver.
 pub const OUTBOX: usize = 8;
 /// A session ends when nothing was heard for so many heartbeats.
