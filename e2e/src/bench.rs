@@ -1,5 +1,7 @@
 //! What benches share: goals, medians, tables in files.
 
+use std::io::Write;
+use std::process::ExitCode;
 use std::{fmt, path::Path};
 
 use anyhow::Context;
@@ -49,6 +51,15 @@ impl fmt::Display for Goal {
             None => write!(formatter, "{kind}: {} unmeasured {} {outcome}", self.name, self.limit),
         }
     }
+}
+
+/// Prints what became of the goals; a strict run fails by one that was missed.
+pub(crate) fn conclude(goals: &[Goal], strict: bool) -> std::io::Result<ExitCode> {
+    let mut screen = std::io::stdout();
+    for goal in goals {
+        writeln!(screen, "{goal}")?;
+    }
+    Ok(if strict && goals.iter().any(Goal::failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// The median; `None` of nothing.

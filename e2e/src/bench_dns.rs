@@ -21,7 +21,7 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use federation_dns::Transport;
 
-use crate::bench::{Goal, median};
+use crate::bench::{Goal, conclude, median};
 use crate::bench_gateway::clock::Processes;
 use server::{Peer, Server};
 
@@ -141,11 +141,7 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Transport::Tcp => Goal::stretch(name, ratio, GOAL),
         });
     }
-    for goal in &goals {
-        writeln!(screen, "{goal}")?;
-    }
-    let failed = goals.iter().any(Goal::failed);
-    Ok(if arguments.strict && failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(conclude(&goals, arguments.strict)?)
 }
 
 const fn word(transport: Transport) -> &'static str {

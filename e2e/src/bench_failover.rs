@@ -25,7 +25,7 @@ use clap::Parser;
 use futures_util::future::try_join_all;
 
 use crate::{
-    bench::{Goal, replace_table},
+    bench::{conclude, replace_table},
     bench_identity,
     lab::binaries::Binaries,
     ticks::lab::{Settings, TickingLab},
@@ -98,11 +98,7 @@ pub async fn main() -> anyhow::Result<ExitCode> {
     }
     let mut screen = std::io::stdout();
     writeln!(screen, "\nin {} s\n{}", began.elapsed().as_secs(), report.table())?;
-    let goals = report.goals();
-    for goal in &goals {
-        writeln!(screen, "{goal}")?;
-    }
-    Ok(if arguments.strict && goals.iter().any(Goal::failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(conclude(&report.goals(), arguments.strict)?)
 }
 
 /// Rows that are played on one federation.

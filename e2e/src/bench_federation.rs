@@ -25,7 +25,7 @@ use std::time::Instant;
 use clap::Parser;
 use federation_store::lab::{EtcdCluster, LabOptions};
 
-use crate::bench::Goal;
+use crate::bench::{Goal, conclude};
 use crate::lab::network::Network;
 use cluster::{Cluster, NAMESPACES, OWN_NAMESPACES, Publisher};
 use machine::Replicas;
@@ -115,11 +115,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let (verified, forged) = bench.tracker.verified();
     say(format!("verified by receivers: {verified} records; the whole run took {:.0?}", begun.elapsed()))?;
     anyhow::ensure!(forged == 0, "{forged} records are not as their cluster signed them");
-    for goal in &bench.goals {
-        say(goal)?;
-    }
-    let failed = bench.goals.iter().any(Goal::failed);
-    Ok(if bench.arguments.strict && failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(conclude(&bench.goals, bench.arguments.strict)?)
 }
 
 fn say(line: impl Display) -> std::io::Result<()> {

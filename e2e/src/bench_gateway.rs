@@ -31,6 +31,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::bench::conclude;
 use measure::{Figures, Sizes};
 use peers::{Peer, Setting};
 
@@ -154,10 +155,5 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         report.write_into(readme)?;
     }
     writeln!(screen, "\n{}", report.table())?;
-    let goals = report.goals();
-    for goal in &goals {
-        writeln!(screen, "{goal}")?;
-    }
-    let missed = goals.iter().any(|goal| !goal.met());
-    Ok(if arguments.strict && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(conclude(&report.goals(), arguments.strict)?)
 }

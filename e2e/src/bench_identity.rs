@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::Parser;
 
-use crate::bench::Goal;
+use crate::bench::{Goal, conclude};
 use crate::lab::binaries::Binaries;
 use crate::lab::federation::FederationOperator;
 use crate::lab::{READY, wait};
@@ -61,8 +61,7 @@ pub async fn main() -> anyhow::Result<ExitCode> {
     let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
     writeln!(screen, "median {:.1} ms, longest {:.1} ms", milliseconds(median), milliseconds(longest))?;
     let goal = Goal::new("quarantine_last_byte_ms", Some(milliseconds(longest)), milliseconds(GOAL));
-    writeln!(screen, "{goal}")?;
-    Ok(if goal.met() || !arguments.strict { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(conclude(&[goal], arguments.strict)?)
 }
 
 /// One quarantine and release: when the last byte came, and when the command had every proxy's acknowledgement and ended.

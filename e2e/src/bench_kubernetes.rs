@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 
-use crate::bench::Goal;
+use crate::bench::{Goal, conclude};
 use crate::bench_gateway::clock::Processes;
 use crate::client;
 use crate::kubernetes::{Deployed, KubernetesLab, READY};
@@ -66,13 +66,7 @@ pub async fn main() -> anyhow::Result<ExitCode> {
         // The logs are needed.
         let _ = directory.keep();
     }
-    let goals = outcome?;
-    let mut screen = std::io::stdout();
-    for goal in &goals {
-        writeln!(screen, "{goal}")?;
-    }
-    let failed = goals.iter().any(Goal::failed);
-    Ok(if arguments.strict && failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(conclude(&outcome?, arguments.strict)?)
 }
 
 async fn measure(arguments: &Arguments, lab: &mut KubernetesLab) -> anyhow::Result<Vec<Goal>> {

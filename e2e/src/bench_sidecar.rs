@@ -25,7 +25,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::bench::{Goal, replace_table};
+use crate::bench::{conclude, replace_table};
 use measure::{Figures, Sizes};
 use own::Own;
 use pairs::{Pair, Setting};
@@ -133,9 +133,5 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         replace_table(readme, "bench-sidecar", &report.table())?;
     }
     writeln!(screen, "\n{}", report.table())?;
-    let goals = report.goals();
-    for goal in &goals {
-        writeln!(screen, "{goal}")?;
-    }
-    Ok(if arguments.strict && goals.iter().any(Goal::failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(conclude(&report.goals(), arguments.strict)?)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::measure::Figures;
 use super::peers::Peer;
-use crate::bench::{Goal, replace_table};
+use crate::bench::{Goal, median, replace_table};
 
 /// What all rounds have shown.
 #[derive(Default)]
@@ -51,18 +51,15 @@ impl Report {
     }
 
     fn median(&self, peer: Peer, figure: Figure) -> Option<f64> {
-        let mut values: Vec<f64> = self.0.get(&peer)?.iter().map(figure).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
+        median(self.0.get(&peer)?.iter().map(figure).collect())
     }
 
     /// Ratios are taken within each round and then their median: what a round's disturbance does to both cancels out.
     fn ratio(&self, peer: Peer, figure: Figure) -> Option<f64> {
         let (own, others) = (self.0.get(&Peer::Gateway)?, self.0.get(&peer)?);
-        let mut ratios: Vec<f64> = own.iter().zip(others).map(|(own, other)| figure(own) / figure(other)).collect();
-        ratios.sort_by(f64::total_cmp);
+        let ratios = own.iter().zip(others).map(|(own, other)| figure(own) / figure(other)).collect();
         // Of a load that was left out there is none.
-        ratios.get(ratios.len() / 2).copied().filter(|ratio| ratio.is_finite())
+        median(ratios).filter(|ratio| ratio.is_finite())
     }
 
     /// Against the rival that is best by its median.
