@@ -184,7 +184,7 @@ impl<'a> Forwarding<'a> {
                 let (parts, body) = response.into_parts();
                 match Received::read(body, self.idempotent && self.body.replayable()).await {
                     Ok(body) => self.answered(attempt, lease, Response::from_parts(parts, body)),
-                    Err(error) => self.failed(attempt, &lease, Failure::Broken, failure::describe(&error)),
+                    Err(error) => self.failed(attempt, &lease, Failure::Broken, &error),
                 }
             }
             Err(mut error) => {
@@ -193,8 +193,7 @@ impl<'a> Forwarding<'a> {
                     Some(_) => Failure::Caller,
                     None => failure::classify(error.error(), returned),
                 };
-                let text = failure::describe(error.error());
-                self.failed(attempt, &lease, failure, text)
+                self.failed(attempt, &lease, failure, error.error())
             }
         }
     }
@@ -222,8 +221,12 @@ impl<'a> Forwarding<'a> {
         Tried::Answer(self.answer(response, lease, &path))
     }
 
-    fn failed(&mut self, attempt: Attempt, lease: &Lease, failure: Failure, text: String) -> Tried {
-        let path = attempt.path().clone();
+    fn failed(&mut self, attempt: Attempt, lease: &Lease, failure: Failure, error: &hyper::Error) -> Tried {
+        let (path, text) = (attempt.path().clone(), failure::describe(error));
+        if error.is_timeout() {
+            // Nobody answered a PING: other sessions to that cluster may be as dead, and this request has waited once.
+            self.trying.leave(&path.id().cluster);
+        }
         let outcome = match failure {
             Failure::GoneAway => Outcome::Abandoned,
             Failure::NeverSent if lease.reused => Outcome::Abandoned,

@@ -9,6 +9,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use federation::ClusterName;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
@@ -150,9 +151,14 @@ impl Trying {
         self.last = Some(error);
         let tried = self.tried.iter().chain(&self.current).filter(|path| path.id().cluster == cluster).count();
         if tried >= CLUSTER_PATIENCE {
-            let rest = self.route.paths().into_iter().filter(|path| path.id().cluster == cluster);
-            self.excluded.extend(rest);
+            self.leave(&cluster);
         }
+    }
+
+    /// Goes to other clusters next, as long as there are any.
+    pub(crate) fn leave(&mut self, cluster: &ClusterName) {
+        let rest = self.route.paths().into_iter().filter(|path| path.id().cluster == *cluster);
+        self.excluded.extend(rest);
     }
 
     fn pick(&mut self) -> Option<Attempt> {
