@@ -12,13 +12,14 @@ use tokio::process::{Child, Command};
 
 use crate::applications::Application;
 use crate::client::{self, Client};
-use crate::cluster::{Cluster, HTTP, PATIENCE, Pod, RAW, host};
+use crate::cluster::{Cluster, HTTP, PATIENCE, Pod, RAW, eventually, host};
 
 /// A server's sidecar as a process, and a client that has a raw connection through it.
 struct Shop {
     _east: Cluster,
     client: Pod,
-    _applications: [Application; 2],
+    web: Application,
+    _redis: Application,
     _directory: TempDir,
     server: Child,
     health: SocketAddr,
@@ -63,7 +64,7 @@ stateDirectory: {}/state
         let endpoint = east.endpoint_at("cart-1", mesh, "cart");
         east.imports(&[HTTP, RAW], vec![east.local(vec![endpoint], &[HTTP, RAW])]);
         let client = east.pod("frontend-1", "frontend", &[]).await;
-        Self { _east: east, client, _applications: [web, redis], _directory: directory, server, health }
+        Self { _east: east, client, web, _redis: redis, _directory: directory, server, health }
     }
 
     /// A raw connection to the application, greeted by it.
@@ -114,7 +115,7 @@ async fn a_terminated_sidecar_lets_open_streams_finish_and_exits_with_0() {
     let mut stream = shop.connected().await;
     let slow = client::get(shop.client.proxy(), "http://cart.shop.svc.clusterset.local/slow");
     let drain = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        eventually("the request is under way", || shop.web.requests() == 1).await;
         shop.terminate().await;
     };
     let (slow, ()) = tokio::join!(slow, drain);
@@ -162,7 +163,7 @@ async fn a_draining_sidecar_tells_its_own_application_to_close_connections() {
     let uri = uri("/slow");
     let slow = connection.get(&uri);
     let drain = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        eventually("the request is under way", || web.requests() == 2).await;
         client.process.trigger_drain();
     };
     let (answer, ()) = tokio::join!(slow, drain);
