@@ -41,7 +41,7 @@ use tracing::{error, warn};
 use crate::local::{LocalIndex, LocalService, NamespaceWorkloads};
 use crate::peers::{PeerChange, Peers};
 use crate::publications::{HEADS_REFRESH, Publications, Successor};
-use crate::snapshot::{ClusterStatus, ExportView, LinkStatus, ServiceView, Snapshot, SourceStatus};
+use crate::snapshot::{ClusterStatus, ExportView, LinkStatus, ServiceView, SourceStatus};
 use crate::vips::VipAllocator;
 
 pub use effects::{Effects, TrustEffect};
@@ -226,7 +226,8 @@ pub struct Reconciler {
     cursors_are_void: bool,
     /// Nothing is to be said any more.
     leaving: bool,
-    last: Snapshot,
+    /// The revision of the last snapshot.
+    shown: u64,
     save: saved::Unsaved,
 }
 
@@ -280,7 +281,7 @@ impl Reconciler {
             begin_anew: false,
             cursors_are_void: false,
             leaving: false,
-            last: Snapshot::default(),
+            shown: 0,
             save: saved::Unsaved { bundle: true, ..saved::Unsaved::default() },
             facts,
         };

@@ -201,8 +201,9 @@ impl Reconciler {
         if by_vip != *self.by_vip {
             self.by_vip = Arc::new(by_vip);
         }
-        self.last = Snapshot {
-            revision: self.last.revision + 1,
+        self.shown += 1;
+        Arc::new(Snapshot {
+            revision: self.shown,
             synced: self.source_synced && self.peers_synced,
             namespaces: Arc::clone(&self.namespaces),
             services: self.views.clone(),
@@ -238,7 +239,6 @@ impl Reconciler {
             trust_bundle: self.trust_bundle.clone(),
             generation: self.publications.as_ref().map(|publications| publications.speaker().generation),
             gateways: Arc::new(self.gateways.clone()),
-        };
-        Arc::new(self.last.clone())
+        })
     }
 }

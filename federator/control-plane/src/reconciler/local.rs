@@ -1,15 +1,18 @@
 //! The cluster's own services: computed again where touched, and turned into the records it wants to say.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use federation::{Export, RecordKey, ServiceId};
+use federation::{Export, Namespace, RecordKey, ServiceId, ServiceName};
 use federation_api::payload::{Payload, Slice};
 
 use super::{Now, Reconciler};
 use crate::local::LocalService;
 use crate::resources;
+
+/// No name of a service sorts before it.
+const FIRST_NAME: &str = "0";
 
 impl Reconciler {
     /// Computes touched services again. What depends on them is marked.
@@ -40,8 +43,8 @@ impl Reconciler {
             if !self.namespaces.contains(&namespace) {
                 continue;
             }
-            let same = |service: &&Arc<LocalService>| service.id.namespace == namespace;
-            let services = self.services.values().filter(same).map(Arc::as_ref);
+            // Of the services that have an endpoint here: most of a large namespace have none with a sidecar.
+            let services = services_in(&self.services, &namespace).filter(|service| !service.endpoints.is_empty());
             let workloads = Arc::new(self.index.workloads(&namespace, services));
             self.workloads.insert(namespace, workloads);
             self.dirty.snapshot = true;
@@ -99,25 +102,32 @@ impl Reconciler {
         }
     }
 
-    /// The records that the service wants: its export, and a headless one's slices.
+    /// The records that the service wants: its export, and a headless one's slices. A change that moves none of them, as
+    /// most changes of endpoints, costs nothing beyond its own service.
     fn refresh_records(&mut self, id: &ServiceId) {
-        let mut wanted = Vec::new();
+        let mut wanted = BTreeMap::new();
         if let Some(export) = self.own_export(id) {
-            wanted.push((RecordKey::Export(id.clone()), Payload::Export(Box::new(export))));
+            wanted.insert(RecordKey::Export(id.clone()), Payload::Export(Box::new(export)));
             let slices = self.services.get(id).into_iter().flat_map(|service| &service.slices);
             wanted.extend(slices.map(|(name, endpoints)| {
                 let slice = Slice { service: id.clone(), name: name.clone(), endpoints: endpoints.clone() };
                 (RecordKey::Slice(id.clone(), name.clone()), Payload::Slice(slice))
             }));
         }
-        let keys: BTreeSet<_> = wanted.iter().map(|(key, _)| key.clone()).collect();
-        let of_service = |key: &RecordKey| match key {
-            RecordKey::Export(service) | RecordKey::Slice(service, _) => service == id,
-            _ => false,
-        };
-        self.wanted.retain(|key, _| !of_service(key) || keys.contains(key));
-        self.wanted.extend(wanted);
-        self.dirty.records = true;
+        let first_slice = RecordKey::Slice(id.clone(), String::new());
+        let slices = self.wanted.range(first_slice..).map(|(key, _)| key);
+        let slices = slices.take_while(|key| matches!(key, RecordKey::Slice(service, _) if service == id));
+        let export = std::iter::once(RecordKey::Export(id.clone()));
+        let gone: Vec<_> = export.chain(slices.cloned()).filter(|key| !wanted.contains_key(key)).collect();
+        for key in gone {
+            self.dirty.records |= self.wanted.remove(&key).is_some();
+        }
+        for (key, payload) in wanted {
+            if self.wanted.get(&key) != Some(&payload) {
+                self.wanted.insert(key, payload);
+                self.dirty.records = true;
+            }
+        }
     }
 
     /// The export as it is published, with the capacity that was last told, and held to what others hold it to: every
@@ -131,6 +141,16 @@ impl Reconciler {
             None => Some(export),
         }
     }
+}
+
+/// The services of a namespace, without a look at those of others.
+fn services_in<'a>(
+    services: &'a BTreeMap<ServiceId, Arc<LocalService>>,
+    namespace: &'a Namespace,
+) -> impl Iterator<Item = &'a LocalService> {
+    let first = ServiceName::parse(FIRST_NAME).map(|name| ServiceId::new(namespace.clone(), name));
+    let range = first.into_iter().flat_map(|first| services.range(first..));
+    range.take_while(|(id, _)| id.namespace == *namespace).map(|(_, service)| service.as_ref())
 }
 
 /// The API's creation times have whole seconds.

@@ -180,6 +180,8 @@ impl Reconciler {
             created: export.and_then(|export| export.created).or(first_seen).unwrap_or(std::time::UNIX_EPOCH),
             conditions: conditions::of_export(service, publication, &conflicts, details),
             zones: service.zones(),
+            endpoints: service.endpoints.len(),
+            ready: service.endpoints.iter().filter(|endpoint| endpoint.ready).count(),
             without_sidecar: service.without_sidecar,
             service_accounts: service.service_accounts().into_iter().collect(),
         }
