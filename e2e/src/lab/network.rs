@@ -72,10 +72,10 @@ impl Block {
         rustix::process::geteuid().is_root().then(|| FIRST_GROUP + u32::from(self.0))
     }
 
-    /// A range for the Services of a Kubernetes cluster of its own.
+    /// A range for the Services of a Kubernetes cluster of its own: for some 8,000, of the addresses that carriers share.
     #[must_use]
     pub fn services(self) -> String {
-        format!("172.{}.{}.0/21", 16 + self.0 / 16, self.0 % 16 * 16)
+        format!("100.{}.{}.0/19", 64 + self.0 / 8, self.0 % 8 * 32)
     }
 
     /// The whole range.
