@@ -82,7 +82,7 @@ fn import_table(imports: &[Import], output: &Output) -> String {
 fn exporters(import: &Import) -> String {
     let one = |it: &Exporter| {
         let doubt = if it.suspect { "?" } else { "" };
-        format!("{} {}/{}{doubt}", it.cluster, it.ready, it.endpoints)
+        format!("{} {}/{}{doubt}", it.cluster, it.ready, it.capacity)
     };
     import.clusters.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -110,7 +110,7 @@ fn endpoint(endpoint: &LocalEndpoint, trust_domain: &str, namespace: &str) -> En
         locality: Some((&endpoint.locality).into()),
         ready: endpoint.ready,
         identity: identity(trust_domain, namespace, &endpoint.service_account).unwrap_or_default(),
-        weight: 0,
+        weight: endpoint.weight,
     }
 }
 

@@ -158,8 +158,12 @@ pub struct ExportView {
     pub created: SystemTime,
     /// `Valid`, `Ready`, `Conflict`.
     pub conditions: Vec<Condition>,
-    /// Endpoints with a sidecar by zone, as they are.
+    /// Capacity by zone, as it is.
     pub zones: Vec<ZoneCapacity>,
+    /// Endpoints with a sidecar.
+    pub endpoints: usize,
+    /// Those of them that are ready.
+    pub ready: usize,
     /// Endpoints without one.
     pub without_sidecar: u32,
     /// Who may answer.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::delegation::MAX_CAPACITY;
 use crate::locality::Locality;
 use crate::name::ServiceId;
 
@@ -103,15 +104,39 @@ pub enum IpFamily {
     IPv6,
 }
 
-/// How many endpoints with a sidecar a zone has.
+/// What the endpoints with a sidecar of a zone can take: the sum of their weights, which are 1 unless somebody says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZoneCapacity {
     /// The zone.
     pub locality: Locality,
-    /// All endpoints.
+    /// Of all endpoints.
     pub total: u32,
-    /// The ready ones among them.
+    /// Of the ready ones among them.
     pub ready: u32,
+}
+
+impl ZoneCapacity {
+    /// Adds endpoints up by zone, sorted: where each is, its weight, and whether it is ready. What is beyond [`MAX_CAPACITY`] is scaled
+    /// to it, so that the ready part stays what it is.
+    pub fn add_up<'a>(endpoints: impl IntoIterator<Item = (&'a Locality, u32, bool)>) -> Vec<Self> {
+        let mut zones: BTreeMap<&Locality, (u64, u64)> = BTreeMap::new();
+        for (locality, weight, is_ready) in endpoints {
+            let (total, ready) = zones.entry(locality).or_default();
+            *total += u64::from(weight);
+            *ready += if is_ready { u64::from(weight) } else { 0 };
+        }
+        let zone = |(locality, (total, ready)): (&Locality, (u64, u64))| {
+            let scaled = |capacity: u64| {
+                let scaled = match u64::from(MAX_CAPACITY) {
+                    most if total > most => (u128::from(capacity) * u128::from(most)).div_ceil(u128::from(total)),
+                    _ => capacity.into(),
+                };
+                u32::try_from(scaled).unwrap_or(MAX_CAPACITY)
+            };
+            Self { locality: locality.clone(), total: scaled(total), ready: scaled(ready) }
+        };
+        zones.into_iter().map(zone).collect()
+    }
 }
 
 /// One cluster's word on one service. Its size does not depend on the number of endpoints.
@@ -144,7 +169,7 @@ pub struct Export {
 }
 
 impl Export {
-    /// Ready endpoints in all zones.
+    /// The ready capacity of all zones.
     #[must_use]
     pub fn ready(&self) -> u32 {
         self.zones.iter().map(|zone| zone.ready).fold(0, u32::saturating_add)

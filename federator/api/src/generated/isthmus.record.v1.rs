@@ -133,7 +133,7 @@ pub struct Locality {
     #[prost(string, tag = "2")]
     pub zone: ::prost::alloc::string::String,
 }
-/// How many endpoints a zone has. Endpoints without a sidecar are not counted.
+/// What the endpoints of a zone can take: the sum of their weights, 1 by default. Endpoints without a sidecar are not counted.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ZoneCapacity {
     #[prost(message, optional, tag = "1")]

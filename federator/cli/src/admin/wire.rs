@@ -362,9 +362,9 @@ pub(crate) struct Exporter {
     pub(crate) cluster: String,
     /// It is this one.
     pub(crate) local: bool,
-    /// Endpoints with a sidecar.
-    pub(crate) endpoints: u32,
-    /// Those of them that are ready.
+    /// What its endpoints with a sidecar can take: as many as there are, where none has a weight of its own.
+    pub(crate) capacity: u32,
+    /// What the ready ones can.
     pub(crate) ready: u32,
     /// The federation has lost touch with it.
     pub(crate) suspect: bool,

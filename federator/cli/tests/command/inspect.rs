@@ -49,8 +49,8 @@ async fn imports_are_listed_with_addresses_ports_and_exporters() {
         state.imports =
             vec![json!({"namespace": "shop", "name": "cart", "type": "ClusterSetIP", "ips": ["241.0.0.3", "fd00::3"],
             "ports": [{"name": "grpc", "port": 7070, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}],
-            "clusters": [{"cluster": "east", "local": true, "endpoints": 2, "ready": 2},
-                {"cluster": "west", "endpoints": 1, "ready": 0, "suspect": true}],
+            "clusters": [{"cluster": "east", "local": true, "capacity": 2, "ready": 2},
+                {"cluster": "west", "capacity": 1, "ready": 0, "suspect": true}],
             "conflicts": ["PortConflict"]})];
     });
     let ran = on(&control_plane, &["get", "imports"]).await;

@@ -35,3 +35,9 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// Marks a Pod that has a sidecar, with the value `true`.
 pub const SIDECAR_ANNOTATION: &str = "isthmus.dev/sidecar";
+
+/// What a Pod can take beside others, as a whole number from 1 to [`MAX_WEIGHT`]: twice the weight gets twice the traffic.
+pub const WEIGHT_ANNOTATION: &str = "isthmus.dev/weight";
+
+/// The largest weight of a Pod.
+pub const MAX_WEIGHT: u32 = 1000;

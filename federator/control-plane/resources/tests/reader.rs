@@ -64,6 +64,10 @@ fn a_whole_application_is_read_as_it_is() {
     assert_eq!(reading.objects[0].0, 73, "the line of the first service");
 }
 
+fn pod_of_weight(text: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\n    isthmus.dev/weight: \"{text}\"\n")
+}
+
 #[test]
 fn endpoint_slices_pods_and_nodes_keep_what_is_needed() {
     let slice = only(
@@ -96,6 +100,11 @@ endpoints:
     );
     let Resource::Pod(pod) = pod else { panic!("{pod:?}") };
     assert!(pod.sidecar);
+    assert_eq!(pod.weight, 1, "it says none");
+    for (text, weight) in [("1", 1), ("1000", 1000)] {
+        let Resource::Pod(pod) = only(&pod_of_weight(text)) else { panic!("{text}") };
+        assert_eq!(pod.weight, weight);
+    }
     assert_eq!((pod.service_account.as_str(), pod.node.as_deref()), ("cart", Some("n1")));
 
     let node = only(
@@ -202,6 +211,10 @@ fn a_broken_field_is_named_with_its_line() {
             Some("metadata.annotations.isthmus.dev/sidecar"),
             "yes",
         ),
+        (pod_of_weight("0"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "from 1 to 1000"),
+        (pod_of_weight("1001"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "1001"),
+        (pod_of_weight("1.5"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "1.5"),
+        (pod_of_weight(""), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "whole number"),
     ];
     for (text, line, field, what) in cases {
         let reading = read(&text);

@@ -77,8 +77,8 @@ pub(super) fn exports(admin: &Admin) -> Value {
             "createdAt": timestamp(view.created),
             "conditions": view.conditions.iter().map(condition).collect::<Vec<_>>(),
             "zones": zones(&view.zones),
-            "endpoints": view.zones.iter().map(|zone| zone.total).sum::<u32>(),
-            "ready": view.zones.iter().map(|zone| zone.ready).sum::<u32>(),
+            "endpoints": view.endpoints,
+            "ready": view.ready,
             "withoutSidecar": view.without_sidecar,
             "serviceAccounts": view.service_accounts,
         })
@@ -123,8 +123,8 @@ fn exporter(view: &ExporterView) -> Value {
         "identities": view.identities,
         "ports": view.ports,
         "zones": zones(&view.zones),
-        "endpoints": view.zones.iter().map(|zone| zone.total).sum::<u32>(),
-        "ready": view.zones.iter().map(|zone| zone.ready).sum::<u32>(),
+        "capacity": view.zones.iter().map(|zone| zone.total).fold(0, u32::saturating_add),
+        "ready": view.zones.iter().map(|zone| zone.ready).fold(0, u32::saturating_add),
         "suspect": view.suspect,
         "bundle": view.trusted,
         "roundTripUs": view.round_trip.map(|time| micros(time.as_micros())),
@@ -257,6 +257,7 @@ fn condition(condition: &Condition) -> Value {
     })
 }
 
+/// Capacity: as many as there are endpoints only where none has a weight of its own.
 fn zones(zones: &[ZoneCapacity]) -> Vec<Value> {
     let zone = |zone: &ZoneCapacity| {
         json!({

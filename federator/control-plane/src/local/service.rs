@@ -42,6 +42,8 @@ pub struct LocalEndpoint {
     pub locality: Locality,
     /// May take traffic.
     pub ready: bool,
+    /// Its share among the endpoints, at least 1.
+    pub weight: u32,
     /// Who it is.
     pub service_account: String,
     /// The number behind each of the service's ports, by the port's name; `None` where the slice leaves it open.
@@ -108,15 +110,7 @@ impl LocalService {
     /// Capacity by zone as it is, sorted.
     #[must_use]
     pub fn zones(&self) -> Vec<ZoneCapacity> {
-        let mut zones: BTreeMap<&Locality, (u32, u32)> = BTreeMap::new();
-        for endpoint in &self.endpoints {
-            let (total, ready) = zones.entry(&endpoint.locality).or_default();
-            *total += 1;
-            *ready += u32::from(endpoint.ready);
-        }
-        let zone =
-            |(locality, (total, ready)): (&Locality, _)| ZoneCapacity { locality: locality.clone(), total, ready };
-        zones.into_iter().map(zone).collect()
+        ZoneCapacity::add_up(self.endpoints.iter().map(|it| (&it.locality, it.weight, it.ready)))
     }
 
     /// Who may answer, sorted.
@@ -181,6 +175,7 @@ impl Collected<'_> {
             addresses: BTreeSet::new(),
             locality: locality.clone(),
             ready: endpoint.ready,
+            weight: pod.weight,
             service_account: pod.service_account.clone(),
             targets: BTreeMap::new(),
         });

@@ -6,8 +6,8 @@ use federation::Namespace;
 use k8s_openapi::api::core::v1 as core;
 
 use super::metadata;
-use crate::SIDECAR_ANNOTATION;
 use crate::resource::FieldError;
+use crate::{MAX_WEIGHT, SIDECAR_ANNOTATION, WEIGHT_ANNOTATION};
 
 /// A pod's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Pod {
     pub node: Option<String>,
     /// Whether it carries `isthmus.dev/sidecar: "true"`.
     pub sidecar: bool,
+    /// What `isthmus.dev/weight` says, 1 when it is absent.
+    pub weight: u32,
     /// Its addresses, from its status, once it has some.
     pub addresses: Vec<IpAddr>,
 }
@@ -34,26 +36,41 @@ impl TryFrom<&core::Pod> for Pod {
         let account = spec
             .and_then(|spec| spec.service_account_name.clone().or_else(|| spec.service_account.clone()))
             .filter(|account| !account.is_empty());
-        let annotation = pod.metadata.annotations.as_ref().and_then(|all| all.get(SIDECAR_ANNOTATION));
-        let sidecar = match annotation.map(String::as_str) {
-            Some("true") => true,
-            None | Some("false") => false,
-            Some(other) => {
-                return Err(FieldError::new(
-                    format!("metadata.annotations.{SIDECAR_ANNOTATION}"),
-                    format_args!("{other:?} is neither \"true\" nor \"false\""),
-                ));
-            }
-        };
         Ok(Self {
             namespace: metadata::namespace(&pod.metadata)?,
             name: metadata::name(&pod.metadata)?,
             service_account: account.unwrap_or_else(|| "default".to_owned()),
             node: spec.and_then(|spec| spec.node_name.clone()),
-            sidecar,
+            sidecar: sidecar(pod)?,
+            weight: weight(pod)?,
             addresses: addresses(pod)?,
         })
     }
+}
+
+fn annotation<'a>(pod: &'a core::Pod, name: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+fn sidecar(pod: &core::Pod) -> Result<bool, FieldError> {
+    match annotation(pod, SIDECAR_ANNOTATION) {
+        Some("true") => Ok(true),
+        None | Some("false") => Ok(false),
+        Some(other) => Err(FieldError::new(
+            format!("metadata.annotations.{SIDECAR_ANNOTATION}"),
+            format_args!("{other:?} is neither \"true\" nor \"false\""),
+        )),
+    }
+}
+
+fn weight(pod: &core::Pod) -> Result<u32, FieldError> {
+    let Some(text) = annotation(pod, WEIGHT_ANNOTATION) else { return Ok(1) };
+    text.parse().ok().filter(|weight| (1..=MAX_WEIGHT).contains(weight)).ok_or_else(|| {
+        FieldError::new(
+            format!("metadata.annotations.{WEIGHT_ANNOTATION}"),
+            format_args!("{text:?} is no whole number from 1 to {MAX_WEIGHT}"),
+        )
+    })
 }
 
 fn addresses(pod: &core::Pod) -> Result<Vec<IpAddr>, FieldError> {
