@@ -2,7 +2,6 @@
 
 mod failover;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +70,8 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     pub(crate) locality: Locality,
     pub(crate) ready: bool,
+    /// At least 1.
+    pub(crate) weight: u32,
     pub(crate) identity: SpiffeId,
 }
 
@@ -80,16 +81,7 @@ impl Cluster {
         if !own {
             return self.zones.clone();
         }
-        let mut zones: BTreeMap<&Locality, (u32, u32)> = BTreeMap::new();
-        for endpoint in &self.endpoints {
-            let (total, ready) = zones.entry(&endpoint.locality).or_default();
-            *total += 1;
-            *ready += u32::from(endpoint.ready);
-        }
-        zones
-            .into_iter()
-            .map(|(locality, (total, ready))| ZoneCapacity { locality: locality.clone(), total, ready })
-            .collect()
+        ZoneCapacity::add_up(self.endpoints.iter().map(|it| (&it.locality, it.weight, it.ready)))
     }
 }
 
@@ -176,6 +168,7 @@ impl TryFrom<wire::Endpoint> for Endpoint {
             address: SocketAddr::new(address, port),
             locality: locality(wire.locality)?,
             ready: wire.ready,
+            weight: wire.weight.max(1),
             identity: wire.identity.parse().map_err(|error| ResourceError::new("identity", error))?,
         })
     }
@@ -349,6 +342,17 @@ mod tests {
         let capacity = ZoneCapacity { locality: Locality::new("r", "a"), total: 1, ready: 1 };
         assert_eq!(cluster.capacity(true), [capacity]);
         assert_eq!(cluster.capacity(false), []);
+    }
+
+    #[test]
+    fn capacity_is_the_weight_of_endpoints() {
+        let mut wire = wire_service();
+        let endpoints = &mut wire.clusters[0].endpoints;
+        endpoints.push(wire::Endpoint { id: "east/shop/cart-2".to_owned(), weight: 4, ..endpoints[0].clone() });
+        endpoints.push(wire::Endpoint { weight: 3, ready: false, ..endpoints[1].clone() });
+        let service = Service::try_from(wire).unwrap();
+        let capacity = ZoneCapacity { locality: Locality::new("r", "a"), total: 8, ready: 5 };
+        assert_eq!(service.clusters[0].capacity(true), [capacity], "one of no weight counts as 1");
     }
 
     #[test]

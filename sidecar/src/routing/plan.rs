@@ -139,8 +139,9 @@ impl Making<'_> {
             .endpoints
             .iter()
             .filter(|endpoint| endpoint.ready && localities.contains(&endpoint.locality))
-            .filter_map(|endpoint| self.endpoint(endpoint))
-            .map(Member::endpoint)
+            .filter_map(|endpoint| {
+                Some(Member { weight: endpoint.weight, ..Member::endpoint(self.endpoint(endpoint)?) })
+            })
             .collect()
     }
 
@@ -234,6 +235,7 @@ mod tests {
             address: ([10, 0, 0, 1], number).into(),
             locality: Locality::new("r", zone),
             ready,
+            weight: u32::from(number),
             identity: "spiffe://east.mesh.example/ns/shop/sa/cart".parse().unwrap(),
         }
     }
@@ -284,7 +286,8 @@ mod tests {
                 (group.priority, group.name.as_str(), group.capacity_total, group.capacity_ready, group.members.len())
             })
             .collect();
-        assert_eq!(shape, [(0, "east/a", 1, 1, 1), (1, "east/b", 2, 1, 1), (2, "west", 2, 2, 4)]);
+        assert_eq!(shape, [(0, "east/a", 1, 1, 1), (1, "east/b", 5, 2, 1), (2, "west", 2, 2, 4)]);
+        assert_eq!(plan.groups[1].members[0].weight, 2);
         let names: Vec<_> = plan.groups[2].members.iter().map(|member| member.id.id().server_name.clone()).collect();
         let host = "cart.shop.svc.clusterset.local";
         assert_eq!(
