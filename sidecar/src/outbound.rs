@@ -18,6 +18,7 @@ mod proxy;
 mod refusal;
 pub(crate) mod replay;
 mod response;
+mod serving;
 mod socks;
 mod tunnel;
 pub(crate) mod upgrade;

@@ -37,7 +37,7 @@ pub(crate) async fn serve(outbound: &Arc<Outbound>, stream: TcpStream, original:
     let destination = Destination { name: Name::Address(original.ip()), port: original.port() };
     match outbound.router.route(&destination).await {
         Ok(route) if route.is_undeclared() => undeclared(outbound, &route, stream).await,
-        Ok(route) if route.protocol == ApplicationProtocol::Tcp => opaque(outbound, &route, stream).await,
+        Ok(route) if route.protocol == ApplicationProtocol::Tcp => Box::pin(opaque(outbound, &route, stream)).await,
         Ok(route) => proxy::serve_captured(outbound, &route, stream).await,
         Err(refusal) => refuse(outbound, original, &stream, &refusal),
     }
@@ -90,18 +90,17 @@ async fn carry(outbound: &Arc<Outbound>, route: &Arc<Route>, mut stream: TcpStre
 /// How the connection to an undeclared port goes on.
 enum Decided {
     Http,
-    /// With so many bytes that the server has said already.
-    Opaque(Box<Result<(Tunnel, usize), Refusal>>),
+    /// With what the server has said already.
+    Opaque(Box<Result<(Tunnel, Vec<u8>), Refusal>>),
 }
 
 async fn undeclared(outbound: &Arc<Outbound>, route: &Arc<Route>, mut stream: TcpStream) {
-    let mut words = vec![0; FIRST_WORDS];
-    match decide(outbound, route, &stream, &mut words).await {
+    match Box::pin(decide(outbound, route, &stream)).await {
         Decided::Http => proxy::serve_captured(outbound, route, stream).await,
         Decided::Opaque(opened) => match *opened {
             Ok((tunnel, said)) => {
-                if said == 0 || stream.write_all(&words[..said]).await.is_ok() {
-                    carry(outbound, route, stream, tunnel).await;
+                if said.is_empty() || stream.write_all(&said).await.is_ok() {
+                    Box::pin(carry(outbound, route, stream, tunnel)).await;
                 }
             }
             Err(refusal) => {
@@ -113,8 +112,8 @@ async fn undeclared(outbound: &Arc<Outbound>, route: &Arc<Route>, mut stream: Tc
 }
 
 /// The client's first bytes decide, or the server's when they come first, or [`detect::WINDOW`].
-async fn decide(outbound: &Outbound, route: &Arc<Route>, stream: &TcpStream, words: &mut [u8]) -> Decided {
-    let opened = |opened: Result<Tunnel, Refusal>| Decided::Opaque(Box::new(opened.map(|tunnel| (tunnel, 0))));
+async fn decide(outbound: &Outbound, route: &Arc<Route>, stream: &TcpStream) -> Decided {
+    let opened = |opened: Result<Tunnel, Refusal>| Decided::Opaque(Box::new(opened.map(|tunnel| (tunnel, Vec::new()))));
     let mut speaking = pin!(detect::first_bytes(stream));
     match tokio::time::timeout(detect::HEAD_START, speaking.as_mut()).await {
         Ok(Spoken::Http) => return Decided::Http,
@@ -132,12 +131,16 @@ async fn decide(outbound: &Outbound, route: &Arc<Route>, stream: &TcpStream, wor
             Err(refusal) => return opened(Err(refusal)),
         },
     };
+    let mut words = vec![0; FIRST_WORDS];
     tokio::select! {
         spoken = speaking => match spoken {
             Spoken::Http => Decided::Http,
             Spoken::Opaque => opened(Ok(tunnel)),
         },
         // An end, or an error, is found again by whoever carries the bytes.
-        said = tunnel.read_first(words) => Decided::Opaque(Box::new(Ok((tunnel, said.unwrap_or(0))))),
+        said = tunnel.read_first(&mut words) => {
+            words.truncate(said.unwrap_or(0));
+            Decided::Opaque(Box::new(Ok((tunnel, words))))
+        }
     }
 }

@@ -24,7 +24,7 @@ const MAX_LINE: usize = 4096;
 const MAX_METHOD: usize = 16;
 
 /// How an HTTP/2 client begins with prior knowledge (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

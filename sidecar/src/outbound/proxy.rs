@@ -1,7 +1,5 @@
 //! The HTTP side of the explicit proxy, and HTTP inside tunnels.
 
-use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::Arc;
 
 use federation::export::ApplicationProtocol;
@@ -9,10 +7,8 @@ use http::header::HOST;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tracing::debug;
@@ -23,35 +19,17 @@ use crate::outbound::destination::{Destination, Name, port_of};
 use crate::outbound::forward::forward;
 use crate::outbound::refusal::Refusal;
 use crate::outbound::response::ResponseBody;
+use crate::outbound::serving;
 use crate::outbound::tunnel::Tunnel;
 use crate::routing::route::Route;
 
-/// Requests of one HTTP/2 connection of the application at a time.
-const MAX_STREAMS: u32 = 1000;
-
-/// Header fields of one HTTP/1.1 request: what fits into [`headers::LIST_LIMIT`] is seldom more.
-const MAX_FIELDS: usize = 256;
-
 /// Serves a connection that speaks HTTP to this proxy.
 pub(crate) async fn serve(outbound: &Arc<Outbound>, stream: TcpStream) {
-    let service = service_fn(|request| {
+    let respond = |request| {
         let outbound = Arc::clone(outbound);
-        async move { Ok::<_, Infallible>(proxied(&outbound, request).await) }
-    });
-    let builder = builder();
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = outbound.drain.signaled() => {
-            // Until what the application has asked for is answered.
-            let _hold = outbound.drain.hold();
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        async move { proxied(&outbound, request).await }
     };
-    if let Err(error) = result {
-        debug!(%error, "HTTP of the application");
-    }
+    serving::serve(&outbound.drain, stream, respond).await;
 }
 
 /// Serves HTTP inside a tunnel that leads to one route.
@@ -74,43 +52,11 @@ async fn serve_route<S>(outbound: &Arc<Outbound>, route: &Arc<Route>, stream: S,
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(|request| {
+    let respond = |request| {
         let (outbound, route) = (Arc::clone(outbound), Arc::clone(route));
-        async move { Ok::<_, Infallible>(to_route(&outbound, &route, request, authorise).await) }
-    });
-    let builder = builder();
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = outbound.drain.signaled() => {
-            // Until what the application has asked for is answered.
-            let _hold = outbound.drain.hold();
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        async move { to_route(&outbound, &route, request, authorise).await }
     };
-    if let Err(error) = result {
-        debug!(%error, "HTTP of the application in a tunnel");
-    }
-}
-
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // The application may keep a connection idle for as long as it likes.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .half_close(true)
-        .max_headers(MAX_FIELDS)
-        .max_buf_size(headers::READ_LIMIT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(headers::MAX_LIST)
-        .adaptive_window(true);
-    builder
+    serving::serve(&outbound.drain, stream, respond).await;
 }
 
 /// A request to the proxy itself.
@@ -241,10 +187,9 @@ async fn carry(outbound: &Outbound, route: &Route, mut tunnel: Tunnel, upgrade: 
             return;
         }
     };
-    match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
-        Ok(bare) => {
-            let mut stream = bare.io.into_inner();
-            if tunnel.write_first(&bare.read_buf).await.is_err() || tunnel.relay(outbound, route, &mut stream).await {
+    match serving::bare::<TcpStream>(upgraded) {
+        Ok((mut stream, read)) => {
+            if tunnel.write_first(&read).await.is_err() || tunnel.relay(outbound, route, &mut stream).await {
                 // A socket that takes no option any more is closed already.
                 drop(relay::reset_on_close(&stream));
             }
