@@ -78,14 +78,20 @@ impl View {
             "replica": self.replica,
             "incarnation": self.cache.incarnation(),
             "revision": revision,
+            "lateMs": self.late_ms(),
             "sessions": self.registry.list(Instant::now(), revision),
         })
+    }
+
+    /// An acknowledgement that is owed for longer is late.
+    fn late_ms(&self) -> u64 {
+        u64::try_from((self.heartbeat * MISSED_HEARTBEATS).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Keeps the gauges true.
     pub(crate) async fn observe(self, metrics: Metrics) {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let late = u64::try_from((self.heartbeat * MISSED_HEARTBEATS).as_millis()).unwrap_or(u64::MAX);
+        let late = self.late_ms();
         let mut shown: BTreeMap<String, bool> = BTreeMap::new();
         loop {
             let revision = self.cache.revision();

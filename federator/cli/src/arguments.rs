@@ -18,7 +18,7 @@ Exit codes:
   1  refused, or failed; one line on stderr says what and where
   2  the command line is wrong
   3  answered, but not with good news: `status` found a problem, `dig` got an error
-  4  no control-plane answers at the admin socket, no trust-bundle at its addresses, or no sidecar
+  4  no control-plane answers at the admin socket, no trust-bundle at its addresses, no sidecar, or no federator
   5  not done before --timeout, or not acknowledged by all; their names are on stderr";
 
 /// The operator's command of an Isthmus federation.
@@ -90,7 +90,7 @@ pub(crate) enum Command {
     /// List what this cluster knows
     Get(Get),
     /// Membership, connections, and the measured state of every other cluster; exit code 3 when something is wrong
-    Status,
+    Status(Status),
     /// Ask the control-plane's DNS
     Dig(Dig),
     /// Ask a sidecar where its requests to a service go and why, and what would be if something failed
@@ -336,6 +336,15 @@ pub(crate) enum Kind {
     /// Members of the federation
     #[value(alias = "cluster")]
     Clusters,
+}
+
+/// `isthmus status`
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Show the sessions of the federator's replica with this admin address instead, once for each replica; no
+    /// control-plane is asked
+    #[arg(long = "federator", value_name = "ADDR:PORT")]
+    pub(crate) federators: Vec<String>,
 }
 
 /// `isthmus explain`

@@ -34,6 +34,12 @@ pub(crate) enum Failure {
     /// What answers there does not talk as a sidecar should.
     #[error("sidecar at {address}: {reason}")]
     Sidecar { address: String, reason: String },
+    /// No federator answers there.
+    #[error("no federator answers at {address}: {source} (the admin address of a replica, `runtime.admin`, is meant)")]
+    NoFederator { address: String, source: std::io::Error },
+    /// What answers there does not talk as a federator should.
+    #[error("federator at {address}: {reason}")]
+    Federator { address: String, reason: String },
     /// No replica of the trust-bundle answers.
     #[error("no trust-bundle answers at {addresses}: {reason}")]
     NoTrustBundle { addresses: String, reason: String },
@@ -65,7 +71,10 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Usage(_) => 2,
-            Self::NoControlPlane { .. } | Self::NoTrustBundle { .. } | Self::NoSidecar { .. } => 4,
+            Self::NoControlPlane { .. }
+            | Self::NoTrustBundle { .. }
+            | Self::NoSidecar { .. }
+            | Self::NoFederator { .. } => 4,
             Self::Deadline { .. } | Self::Unacknowledged { .. } => 5,
             _ => 1,
         })

@@ -71,7 +71,7 @@ async fn run(arguments: Arguments) -> Result<bool, Failure> {
         Command::Export(export) => export::export(&export, &admin, &output).await?,
         Command::Unexport(export) => export::unexport(&export, &admin, &output).await?,
         Command::Get(get) => get::get(&get, &admin, &output).await?,
-        Command::Status => return status::status(&admin, &output).await,
+        Command::Status(asked) => return status::status(&asked, &admin, &output).await,
         Command::Dig(dig) => return dig::dig(&dig, &admin, &output).await,
         Command::Explain(explain) => explain::explain(&explain, &output).await?,
         Command::Quarantine(target) => quarantine::quarantine(&target, &output).await?,

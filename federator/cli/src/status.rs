@@ -1,6 +1,7 @@
 //! `isthmus status`: membership, connections, and every other cluster as measured from here.
 
 mod health;
+mod sessions;
 
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use serde::Serialize;
 
 use crate::admin::Admin;
 use crate::admin::wire::{Cluster, Gateway, Link, Status};
+use crate::arguments;
 use crate::failure::Failure;
 use crate::output::{Output, Tone, Toned, visible};
 use crate::rotate;
@@ -26,7 +28,10 @@ struct Report<'a> {
 }
 
 /// Prints the state; whether it is as it should be.
-pub(crate) async fn status(admin: &Admin, output: &Output) -> Result<bool, Failure> {
+pub(crate) async fn status(asked: &arguments::Status, admin: &Admin, output: &Output) -> Result<bool, Failure> {
+    if !asked.federators.is_empty() {
+        return sessions::show(&asked.federators, output).await;
+    }
     let mut status = admin.status().await?;
     status.clusters.sort_by(|a, b| a.cluster.cmp(&b.cluster));
     let findings = health::findings(&status);

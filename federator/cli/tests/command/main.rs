@@ -8,6 +8,7 @@ mod inspect;
 mod join;
 mod operate;
 mod rotate;
+mod sessions;
 mod token;
 
 use std::path::Path;
