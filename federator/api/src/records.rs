@@ -62,6 +62,15 @@ struct ClusterRecords {
     floors: BTreeMap<HeadScope, Position>,
 }
 
+impl ClusterRecords {
+    /// The position of the heads, where they do not list the scope.
+    fn unlisted(&self, scope: &HeadScope) -> Option<Position> {
+        let statement = self.records.get(&RecordKey::Heads)?;
+        let Payload::Heads(heads) = &statement.payload else { return None };
+        (heads.iter().all(|head| head.scope != *scope)).then(|| statement.position())
+    }
+}
+
 /// The records of all clusters.
 #[derive(Clone, Debug, Default)]
 pub struct RecordSet {
@@ -92,9 +101,16 @@ impl RecordSet {
     pub fn check(&self, statement: &VerifiedStatement) -> Applied {
         let Some(records) = self.clusters.get(&statement.cluster) else { return Applied::New };
         let position = statement.position();
-        let floor = HeadScope::of(&statement.key).and_then(|scope| records.floors.get(&scope));
+        let scope = HeadScope::of(&statement.key);
+        let floor = scope.as_ref().and_then(|scope| records.floors.get(scope));
         let news = if floor.is_some_and(|floor| position <= *floor) { Applied::Stale } else { Applied::New };
-        let Some(held) = records.records.get(&statement.key) else { return news };
+        let Some(held) = records.records.get(&statement.key) else {
+            // A scope that heads do not list has no value that is older than they, whether a floor is known (a restart
+            // forgets it where nothing is left) or not.
+            let unlisted =
+                || scope.is_some_and(|scope| records.unlisted(&scope).is_some_and(|heads| position <= heads));
+            return if statement.is_live() && unlisted() { Applied::Stale } else { news };
+        };
         match position.cmp(&held.position()) {
             std::cmp::Ordering::Greater => news,
             std::cmp::Ordering::Less => Applied::Stale,

@@ -6,6 +6,7 @@
 //! what goes wrong in it; `SEEDS=100000` runs as many, from `FIRST` on.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod away;
 mod checks;
 mod cluster;
 mod keys;

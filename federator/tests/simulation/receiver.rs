@@ -53,11 +53,17 @@ impl Cluster {
                 let (own, cluster, key) = (self.name(), statement.cluster.clone(), statement.key.clone());
                 let position = (statement.generation, statement.sequence);
                 let highest = self.highest.entry((cluster.clone(), key.clone())).or_default();
-                if position <= *highest {
-                    let text = format!("{own} took {key} of {cluster} back to {position:?} from {highest:?}");
+                // A withdrawal takes nothing back: where it is news nothing newer is held, and a receiver that restarts may
+                // hear one again that it had forgotten since the heads spoke for it.
+                if statement.is_live() && position <= *highest {
+                    let heads = self.received.records().record(&cluster, &RecordKey::Heads);
+                    let heads = heads.map(|heads| (heads.generation, heads.sequence, heads.payload.clone()));
+                    let text = format!(
+                        "{own} took {key} of {cluster} back to {position:?} from {highest:?}; heads: {heads:?}"
+                    );
                     return Err(Violation { check: Check::NoResurrection, text });
                 }
-                *highest = position;
+                *highest = position.max(*highest);
             }
         }
         if mutation != Mutation::SettleWithSnapshotsOnly {

@@ -112,12 +112,15 @@ impl World {
             }
             let statement = Statement::decode(signed.message).unwrap();
             let position = (statement.generation, statement.sequence);
+            let evicted = self.denied.evicts(&name(number), statement.generation);
             let highest = self.highest.entry((cluster.to_owned(), record)).or_default();
-            if position <= *highest {
+            // What an evicted membership has said counts for nobody any more. A replica that knows of the eviction deletes
+            // it, another one that does not yet may store it once more; that nothing is left of it is for `Evicted` to say.
+            if position <= *highest && !evicted {
                 let text = format!("the store took {key} back to {position:?} from {highest:?}");
                 return Err(Violation { check: Check::NoResurrection, text });
             }
-            *highest = position;
+            *highest = position.max(*highest);
         }
         Ok(())
     }
