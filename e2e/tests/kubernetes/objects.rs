@@ -129,3 +129,35 @@ pub(crate) async fn written(client: &Client) -> BTreeMap<String, String> {
     }
     all
 }
+
+/// What the objects of a namespace say that the control-plane writes, without times and versions.
+pub(crate) async fn said(servers: &ApiServers, namespace: &str) -> Result<BTreeMap<String, String>, kube::Error> {
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+    use kube::ResourceExt as _;
+    use kube::api::ListParams;
+    let everything = ListParams::default();
+    let timeless = |conditions: &[Condition]| {
+        let texts = conditions.iter().map(|it| format!("{}={} {}: {}", it.type_, it.status, it.reason, it.message));
+        texts.collect::<Vec<_>>()
+    };
+    let mut all = BTreeMap::new();
+    for it in imports(servers, namespace).list(&everything).await? {
+        let status = it.status.clone().unwrap_or_default();
+        let conditions = timeless(&status.conditions);
+        let (clusters, slices) = (&status.clusters, &status.endpoint_slice_objects);
+        let text = format!("{:?} {:?} {clusters:?} {slices:?} {conditions:?}", it.labels(), it.spec);
+        all.insert(format!("import {}", it.name_any()), text);
+    }
+    for it in exports(servers, namespace).list(&everything).await? {
+        let conditions = timeless(&it.status.clone().unwrap_or_default().conditions);
+        all.insert(format!("export {}", it.name_any()), format!("{conditions:?}"));
+    }
+    let own = ListParams::default().labels("endpointslice.kubernetes.io/managed-by=isthmus.dev");
+    let slices: Api<EndpointSlice> = Api::namespaced(servers.client.clone(), namespace);
+    for it in slices.list(&own).await? {
+        let text = format!("{:?} {} {:?} {:?}", it.labels(), it.address_type, it.endpoints, it.ports);
+        all.insert(format!("slice {}", it.name_any()), text);
+    }
+    Ok(all)
+}
