@@ -96,6 +96,21 @@ fn good_objects_go_in_and_bad_ones_do_not() {
     });
 }
 
+/// Waits until what is made now is younger than an object: creation times have whole seconds.
+async fn in_a_later_second(servers: &ApiServers, resource: &ApiResource, name: &str) {
+    let api: Api<DynamicObject> = Api::namespaced_with(servers.client.clone(), "policies", resource);
+    let made = api.get(name).await.unwrap().metadata.creation_timestamp;
+    let mut probe = DynamicObject::new("probe", resource);
+    probe.data = json!({"spec": {}});
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    wait::until("a later second", SOON, || async {
+        let now = api.create(&dry, &probe).await.map_err(|error| error.to_string())?.metadata.creation_timestamp;
+        if now > made { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await
+    .unwrap();
+}
+
 #[test]
 fn policies_say_whether_they_apply() {
     with_lab(async |lab| {
@@ -113,29 +128,40 @@ fn policies_say_whether_they_apply() {
             api.create(&PostParams::default(), &object).await.unwrap();
         };
         make(&failover, "first", json!({"service": "cart"})).await;
-        // Creation times have whole seconds.
-        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        in_a_later_second(servers, &failover, "first").await;
         make(&failover, "another", json!({"service": "cart", "localOnly": true})).await;
         make(&failover, "namespace", json!({})).await;
         make(&access, "callers", json!({"action": "Allow"})).await;
+        let rule = json!({"spiffeIds": ["spiffe://east.mesh.example/ns/shop/*"], "paths": ["/api/*"]});
+        make(&access, "ruled", json!({"action": "Deny", "rules": [rule]})).await;
+        // As far as the schema goes it could be a name.
+        make(&failover, "unusable", json!({"service": "Not_A_Name"})).await;
         let reason = async |resource: &ApiResource, name: &str, expected: &str| {
             let api: Api<DynamicObject> = Api::namespaced_with(servers.client.clone(), "policies", resource);
             wait::until(&format!("{name} is {expected}"), SOON, || async {
                 let status = api.get(name).await.map_err(|error| error.to_string())?.data["status"].clone();
                 let there = status["conditions"][0]["reason"].as_str() == Some(expected);
-                if there { Ok(()) } else { Err(status.to_string()) }
+                if there { Ok(status["conditions"][0].clone()) } else { Err(status.to_string()) }
             })
             .await
-            .unwrap();
+            .unwrap()
         };
         reason(&failover, "first", "Accepted").await;
         reason(&failover, "another", "Overridden").await;
         reason(&failover, "namespace", "Accepted").await;
         reason(&access, "callers", "Accepted").await;
+        reason(&access, "ruled", "Accepted").await;
+        let invalid = reason(&failover, "unusable", "Invalid").await;
+        assert_eq!((&invalid["type"], &invalid["status"]), (&json!("Accepted"), &json!("False")));
+        let message = invalid["message"].as_str().unwrap();
+        assert!(message.contains("spec.service") && message.contains("Not_A_Name"), "{message}");
         // The one that stood in the way is gone.
         let api: Api<DynamicObject> = Api::namespaced_with(servers.client.clone(), "policies", &failover);
         api.delete("first", &Default::default()).await.unwrap();
         reason(&failover, "another", "Accepted").await;
+        let mended = Patch::Merge(json!({"spec": {"service": "catalog"}}));
+        api.patch("unusable", &PatchParams::default(), &mended).await.unwrap();
+        reason(&failover, "unusable", "Accepted").await;
     });
 }
 
