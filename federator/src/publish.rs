@@ -99,6 +99,34 @@ impl<S: Store> Publisher<S> {
         Ok(results)
     }
 
+    /// As [`publish`](Self::publish), for clients that would take a refusal for now for the last word: such records are
+    /// offered again here, for as long as the caller waits.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn publish_at_last(
+        &self,
+        member: &VerifiedMember,
+        epoch: Option<&Epoch>,
+        records: Vec<Signed>,
+    ) -> Result<Vec<PublishResult>, StoreError> {
+        let mut results = self.publish(member, epoch, records.clone()).await?;
+        loop {
+            let pause = |result: &PublishResult| result.refusal.as_ref().map_or(0, |refusal| refusal.retry_after_ms);
+            let Some(longest) = results.iter().map(pause).max().filter(|longest| *longest > 0) else {
+                return Ok(results);
+            };
+            tokio::time::sleep(Duration::from_millis(longest.into())).await;
+            let (places, again): (Vec<_>, Vec<_>) = std::iter::zip(0.., &results)
+                .filter(|(_, result)| pause(result) > 0)
+                .filter_map(|(place, _): (usize, _)| Some((place, records.get(place)?.clone())))
+                .unzip();
+            for (place, result) in std::iter::zip(places, self.publish(member, epoch, again).await?) {
+                results[place] = result;
+            }
+        }
+    }
+
     async fn write(
         &self,
         member: &VerifiedMember,

@@ -90,8 +90,8 @@ impl<S: Store> FederationService<S> {
         // The channel is new and empty: this does not wait.
         let _ = responses.send(Ok(response(Message::Welcome(welcome)))).await;
         info!(%cluster, replica = %hello.replica, publisher = hello.publisher, resumed, "session opened");
-        let session =
-            Session { shared: self.shared.clone(), member, epoch, protocol, entry, responses: responses.clone() };
+        let (shared, keeps_refused) = (self.shared.clone(), hello.keeps_refused);
+        let session = Session { shared, member, epoch, keeps_refused, protocol, entry, responses: responses.clone() };
         let metrics = self.shared.metrics.clone();
         metrics.opened(resumed);
         tokio::spawn(async move {
@@ -115,7 +115,11 @@ impl<S: Store> FederationService<S> {
     }
 
     async fn take_epoch(&self, cluster: &ClusterName) -> Result<Epoch, Status> {
-        let failed = |error: StoreError| Status::unavailable(format!("the store failed: {error}"));
+        let failed = |error: StoreError| match error {
+            // Trying another replica is no use: an operator must make room.
+            StoreError::NoSpace(_) => Status::resource_exhausted(format!("the federation's store is full: {error}")),
+            error => Status::unavailable(format!("the store failed: {error}")),
+        };
         let (lease, value) = self.shared.presence.offer().await.map_err(failed)?;
         let taken = take_epoch(self.shared.publisher.store(), cluster, value.clone(), lease).await;
         let epoch = taken.map_err(failed)?;

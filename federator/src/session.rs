@@ -116,6 +116,8 @@ pub struct Session<S> {
     pub(crate) shared: Shared<S>,
     pub(crate) member: Arc<VerifiedMember>,
     pub(crate) epoch: Option<Epoch>,
+    /// `Hello.keeps_refused`
+    pub(crate) keeps_refused: bool,
     pub(crate) protocol: Protocol,
     pub(crate) entry: Entry,
     pub(crate) responses: Responses,
@@ -205,9 +207,15 @@ impl<S: Store> Session<S> {
             }
             Heard::Publish(records) => {
                 let (publisher, member) = (self.shared.publisher.clone(), Arc::clone(&self.member));
-                let epoch = self.epoch.clone();
+                let (epoch, keeps_refused) = (self.epoch.clone(), self.keeps_refused);
                 Ok(Some(Box::pin(async move {
-                    let published = publisher.publish(&member, epoch.as_ref(), records);
+                    let published = async {
+                        if keeps_refused {
+                            publisher.publish(&member, epoch.as_ref(), records).await
+                        } else {
+                            publisher.publish_at_last(&member, epoch.as_ref(), records).await
+                        }
+                    };
                     let late = |_| StoreError::OutcomeUnknown("it did not answer in time".into());
                     timeout(PUBLISH_DEADLINE, published).await.map_err(late)?
                 })))

@@ -1,8 +1,16 @@
 //! Sessions over real TLS, against the embedded store, with the clients that control-planes use.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "sessions/alerts.rs"]
+mod alerts;
+#[path = "sessions/moves.rs"]
+mod moves;
 #[path = "sessions/plane.rs"]
 mod plane;
+#[path = "sessions/previous.rs"]
+mod previous;
+#[path = "sessions/restored.rs"]
+mod restored;
 #[path = "sessions/tight.rs"]
 mod tight;
 
@@ -147,6 +155,8 @@ async fn a_release_from_quarantine_leaves_no_gap() {
     assert!(east.until_disconnected().await.contains("shut out"));
     // West is told: it holds the same deny-list, and lacks nothing once the list changes.
     assert_eq!(west.next_record().await, signed);
+    // It would come again, and publish.
+    drop(east);
     plane.deny(2, |_| {});
     let mut east = plane.client("east", &["shop"], true, SessionCursor::default()).await;
     let later = plane.sign("east", 11, &key("cart"), &export("cart"));
@@ -250,6 +260,15 @@ async fn a_full_store_refuses_records_for_now_and_ends_no_session() {
     assert!((5_000..10_000).contains(&refusal.retry_after_ms), "{refusal:?}");
     assert!(refusal.detail.contains("full"), "{}", refusal.detail);
     assert_eq!(results[1].refusal.clone().unwrap().reason(), Reason::NotYours, "its own fault stays its own");
+    // Whoever opens a session now to publish is told the same; who only reads needs no space.
+    let hello = Hello { versions: vec![1], publisher: true, ..Hello::default() };
+    let hello = SessionRequest { request: Some(Request::Hello(hello)) };
+    let refused = FederationClient::new(plane.channel("west")).session(tokio_stream::iter([hello])).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    assert!(refused.message().contains("store is full"), "{refused}");
+    let mut north = plane.client("north", &["shop"], false, SessionCursor::default()).await;
+    assert_eq!(north.next_record().await, first);
+    drop(north);
     plane.store.set_full(false);
     // The client keeps the record and comes again by itself, on the same session.
     let stored = until(&mut east, "the record is stored", |event| match event {
@@ -261,7 +280,7 @@ async fn a_full_store_refuses_records_for_now_and_ends_no_session() {
     assert_eq!((stored[0].sequence, stored[0].refusal.clone()), (11, None));
     let cache = plane.replica(0).replica.cache.clone();
     eventually("both are there", || cache.read(|index| index.len()) == 2).await;
-    assert_eq!(plane.replica(0).replica.registry.len(), 1);
+    eventually("one session is left", || plane.replica(0).replica.registry.len() == 1).await;
 }
 
 #[tokio::test]

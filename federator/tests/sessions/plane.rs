@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,12 +14,14 @@ use federation_api::client::federation::{Session, SessionCursor, SessionEvent, S
 use federation_api::federation::v1::refusal::Reason;
 use federation_api::federation::v1::{PublishResult, Welcome};
 use federation_api::payload::Payload;
+use federation_api::publications::Publications;
 use federation_api::record::v1::{Member, Signed};
 use federation_api::signing::{MembershipRoot, PublishKey, Speaker};
 use federation_api::token::{JoinToken, TokenRequest};
 use federation_api::trust::v1::WatchResponse;
-use federation_api::verify::DenyList;
-use federation_store::EmbeddedStore;
+use federation_api::verify::{DenyList, VerifiedMember};
+use federation_store::backup::{self, BackupError};
+use federation_store::{EmbeddedConfig, EmbeddedStore, StoreConfig};
 use federator::members::Members;
 use federator::quota::Quota;
 use federator::replica::{Parts, Replica};
@@ -47,6 +50,8 @@ pub(crate) struct Plane {
     speakers: BTreeMap<String, Speaker>,
     members: watch::Sender<Arc<Members>>,
     pub(crate) store: Tight,
+    /// The store's, below the directory.
+    file: &'static str,
     quota: Quota,
     replicas: Vec<Serving>,
 }
@@ -76,9 +81,10 @@ impl Plane {
         let authority = Authority::open_or_create(directory.path(), &trust_domain(), SystemTime::now()).unwrap();
         let root = MembershipRoot::generate().unwrap();
         let (members, _) = watch::channel(Arc::new(Members::new(root.public(), domain())));
-        let store = Tight::new(EmbeddedStore::open(directory.path().join("exports.redb")).await.unwrap());
+        let file = "exports.redb";
+        let store = Tight::new(EmbeddedStore::open(directory.path().join(file)).await.unwrap());
         let (speakers, replicas) = (BTreeMap::new(), Vec::new());
-        let mut plane = Self { directory, authority, root, speakers, members, store, quota, replicas };
+        let mut plane = Self { directory, authority, root, speakers, members, store, file, quota, replicas };
         ["east", "west", "north"].into_iter().for_each(|name| plane.join(name));
         plane.serve().await;
         plane
@@ -99,12 +105,17 @@ impl Plane {
 
     /// One more replica on the same store.
     pub(crate) async fn serve(&mut self) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let serving = self.serving(format!("federator-{}", self.replicas.len()), listener).await;
+        self.replicas.push(serving);
+    }
+
+    async fn serving(&self, name: String, listener: TcpListener) -> Serving {
         let process = Process::for_tests();
         let (identity, trust) = self.identity(&SpiffeId::service(&trust_domain(), "federator").unwrap());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let parts = Parts {
-            name: format!("federator-{}", self.replicas.len()),
+            name,
             store: self.store.clone(),
             members: self.members.subscribe(),
             identity,
@@ -118,7 +129,17 @@ impl Plane {
         };
         let (replica, running) = Replica::start(parts, &process).await.unwrap();
         let task = tokio::spawn(async move { Box::pin(running).await.unwrap() });
-        self.replicas.push(Serving { address, replica, process, task });
+        Serving { address, replica, process, task }
+    }
+
+    /// A replica drains, ends, and another one starts in its place: what an upgrade does to each in turn.
+    pub(crate) async fn replace(&mut self, number: usize) {
+        let old = &mut self.replicas[number];
+        old.process.trigger_drain();
+        tokio::time::timeout(Duration::from_secs(20), &mut old.task).await.expect("it ends").unwrap();
+        let address = old.address;
+        let listener = TcpListener::bind(address).await.unwrap();
+        self.replicas[number] = self.serving(format!("federator-{number}-new"), listener).await;
     }
 
     pub(crate) fn replica(&self, number: usize) -> &Serving {
@@ -127,24 +148,69 @@ impl Plane {
 
     /// All replicas end; another one starts on the same file.
     pub(crate) async fn restart(self) -> Self {
-        let Self { directory, authority, root, speakers, members, store, quota, mut replicas } = self;
+        let file = self.file;
+        self.pause(file, async |_| Ok(())).await
+    }
+
+    /// All replicas end, the store is written to a file, and another replica starts on it.
+    pub(crate) async fn export(self, to: &Path) -> Self {
+        let same = self.file;
+        self.pause(same, async |file| backup::export(embedded(file), "federator", to).await.map(drop)).await
+    }
+
+    /// All replicas end; another one starts on a store that was empty before the file was read into it.
+    pub(crate) async fn import(self, from: &Path) -> Self {
+        let imported = "imported.redb";
+        let file = self.directory.path().join(imported);
+        backup::import(embedded(file), "federator", from).await.unwrap();
+        self.pause(imported, async |_| Ok(())).await
+    }
+
+    /// All replicas end, something is done to the closed file, and another replica starts on the `next` one.
+    async fn pause(self, next: &'static str, between: impl AsyncFn(PathBuf) -> Result<(), BackupError>) -> Self {
+        let Self { directory, authority, root, speakers, members, store, file, quota, mut replicas } = self;
         for serving in &mut replicas {
+            // Sessions outlive the task that let them in, and end for the drain.
+            serving.process.trigger_drain();
             serving.task.abort();
             let _ = (&mut serving.task).await;
         }
         drop((replicas, store));
+        let (file, reopened) = (directory.path().join(file), directory.path().join(next));
+        // The sessions let go of the file in their own time.
         let reopened = async {
+            while between(file.clone()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             loop {
-                match EmbeddedStore::open(directory.path().join("exports.redb")).await {
+                match EmbeddedStore::open(&reopened).await {
                     Ok(store) => return Tight::new(store),
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
             }
         };
         let store = tokio::time::timeout(Duration::from_secs(10), reopened).await.unwrap();
-        let mut plane = Self { directory, authority, root, speakers, members, store, quota, replicas: Vec::new() };
+        let replicas = Vec::new();
+        let mut plane = Self { directory, authority, root, speakers, members, store, file: next, quota, replicas };
         plane.serve().await;
         plane
+    }
+
+    /// What a cluster's control-plane says, going on from what it had written down.
+    pub(crate) fn publications(&self, cluster: &str, saved: Vec<Signed>) -> Publications {
+        let speaker = &self.speakers[cluster];
+        let speaker = Speaker {
+            federation: speaker.federation.clone(),
+            cluster: speaker.cluster.clone(),
+            generation: speaker.generation,
+            key: PublishKey::from_pkcs8(&speaker.key.to_pkcs8().unwrap()).unwrap(),
+        };
+        Publications::new(speaker, None, (*self.member(cluster)).clone(), saved, HOUR)
+    }
+
+    /// A membership as everybody knows it.
+    pub(crate) fn member(&self, cluster: &str) -> Arc<VerifiedMember> {
+        self.members.borrow().member(&cluster.parse().unwrap()).unwrap()
     }
 
     fn identity(&self, id: &SpiffeId) -> (Identity, TrustStore) {
@@ -204,13 +270,7 @@ impl Plane {
         let namespaces: BTreeSet<_> = namespaces.iter().map(|name| name.parse().unwrap()).collect();
         let options = SessionOptions { namespaces, publisher, cursor, ..SessionOptions::default() };
         let (session, events) = self.open(cluster, options);
-        let mut client = Client {
-            session,
-            events,
-            welcome: Welcome::default(),
-            records: Vec::new(),
-            cursor: SessionCursor::default(),
-        };
+        let mut client = Client::of(session, events);
         client.welcome = until(&mut client, "welcome", |event| match event {
             SessionEvent::Connected(welcome) => Some(welcome),
             _ => None,
@@ -261,6 +321,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Of a session that has just begun.
+    pub(crate) fn of(session: Session, events: Events<SessionEvent>) -> Self {
+        let (welcome, cursor) = (Welcome::default(), SessionCursor::default());
+        Self { session, events, welcome, records: Vec::new(), cursor }
+    }
+
     /// Publishes one record and waits for what became of it.
     pub(crate) async fn publish(&mut self, signed: Signed) -> Result<(), Reason> {
         let result = self.publish_all(vec![signed]).await.remove(0);
@@ -342,6 +408,10 @@ fn domain() -> FederationDomain {
 
 fn trust_domain() -> TrustDomain {
     DOMAIN.parse().unwrap()
+}
+
+fn embedded(file: PathBuf) -> StoreConfig {
+    StoreConfig::Embedded(EmbeddedConfig { file })
 }
 
 pub(crate) fn key(name: &str) -> RecordKey {

@@ -40,6 +40,10 @@ pub struct Hello {
     /// The caller is its cluster's leader and asks for the session epoch: its older sessions may publish no more.
     #[prost(bool, tag = "6")]
     pub publisher: bool,
+    /// The client keeps records that are refused for now (Refusal.retry_after_ms) and says them again. Clients from before
+    /// that field take every refusal for the last word: they are not answered until the server knows it.
+    #[prost(bool, tag = "7")]
+    pub keeps_refused: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Interest {

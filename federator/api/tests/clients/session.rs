@@ -168,6 +168,7 @@ async fn a_first_session_asks_for_everything() {
         replica: "control-plane-0".to_owned(),
         namespaces: vec!["bank".to_owned(), "shop".to_owned()],
         publisher: true,
+        keeps_refused: true,
         ..Hello::default()
     };
     assert_eq!(hello, expected);

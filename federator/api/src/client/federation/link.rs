@@ -89,6 +89,7 @@ impl SessionConnection {
             revision: state.applied.revision,
             namespaces: namespaces.iter().map(ToString::to_string).collect(),
             publisher: state.publisher,
+            keeps_refused: true,
         };
         (hello, state.publisher)
     }
