@@ -183,6 +183,27 @@ fn what_is_newer_than_the_heads_survives_a_snapshot() {
 }
 
 #[test]
+fn an_older_word_counts_only_where_newer_heads_list_just_it() {
+    let east_ = East::new();
+    let (old, lost) = (east_.export(2, "cart"), east_.export(5, "cart"));
+    let (present, older) = ([old.key.clone()].into(), [(old.key.clone(), old.clone())].into());
+    let (of_old, of_lost) = (set([old.clone()]), set([lost.clone()]));
+    for (name, heads, back) in [
+        ("newer heads list it", east_.heads(6, &of_old), true),
+        ("they list what is held", east_.heads(6, &of_lost), false),
+        ("they are older than what is held", east_.heads(4, &of_old), false),
+    ] {
+        let mut records = set([lost.clone(), heads]);
+        let settled = records.settle(&east(), &shop(), &present, &older);
+        let expected = if back { Reconciled::Dropped(vec![old.key.clone()]) } else { Reconciled::Kept };
+        assert_eq!(settled, expected, "{name}");
+        let held = records.record(&east(), &old.key).unwrap();
+        assert_eq!(held.sequence, if back { 2 } else { 5 }, "{name}");
+        assert_eq!(records.apply(lost.clone()), if back { Applied::Stale } else { Applied::Same }, "{name}");
+    }
+}
+
+#[test]
 fn forgotten_withdrawals_still_stop_replays() {
     let east_ = East::new();
     let (cart, pay) = (east_.export(1, "cart"), east_.export(2, "pay"));
@@ -218,4 +239,17 @@ fn an_eviction_takes_the_evicted_generations_only() {
     assert_eq!(records.iter().count(), 1);
     assert_eq!(records.evict(&east(), u64::MAX).len(), 1);
     assert_eq!(records.clusters().count(), 0);
+}
+
+#[test]
+fn heads_that_list_nothing_of_a_scope_keep_older_values_of_it_out() {
+    // As after a restart: nothing of the scope is left, and no floor is known.
+    let east_ = East::new();
+    let mut records = set([east_.heads(5, &RecordSet::new())]);
+    assert_eq!(records.apply(east_.export(4, "cart")), Applied::Stale);
+    assert_eq!(records.apply(east_.withdrawal(3, "pay")), Applied::New, "it takes nothing back");
+    assert_eq!(records.services().len(), 0);
+    assert_eq!(records.apply(east_.export(6, "cart")), Applied::New, "said since");
+    let mut listed = set([east_.heads(5, &set([east_.export(4, "cart")]))]);
+    assert_eq!(listed.apply(east_.export(4, "cart")), Applied::New);
 }
