@@ -79,7 +79,8 @@ pub(crate) struct Inbound {
     pub(crate) denials: Denials,
 }
 
-type Stream = Guarded<TlsStream<TcpStream>>;
+/// Boxed: it is handed on from one stage to the next, and each would hold room for it.
+type Stream = Box<Guarded<TlsStream<TcpStream>>>;
 
 /// A peer whose handshake is done.
 struct Caller {
@@ -128,7 +129,8 @@ impl Inbound {
             };
             let inbound = Arc::clone(&self);
             self.tasks.spawn(Box::pin(async move {
-                let accepted = inbound.handshake(stream, address).await;
+                // What a stage needs goes with the stage: most of a connection's life is the last one.
+                let accepted = Box::pin(inbound.handshake(stream, address)).await;
                 drop((handshake, source));
                 if let Some((stream, caller)) = accepted {
                     inbound.connection(stream, caller, overloaded, permit).await;
@@ -160,7 +162,7 @@ impl Inbound {
             address,
             peer: peer.clone(),
         };
-        Some((Guarded::new(stream, &self.trust, peer), caller))
+        Some((Box::new(Guarded::new(stream, &self.trust, peer)), caller))
     }
 
     async fn connection(
@@ -176,8 +178,8 @@ impl Inbound {
         let http = stream.inner().get_ref().1.alpn_protocol() == Some(ALPN_HTTP);
         match self.judge(&stream, &serving, &caller, overloaded) {
             Err(refused) => self.refuse(&mut stream, &serving, &caller, refused).await,
-            Ok(binding) if http => self.http(stream, &serving, caller, binding).await,
-            Ok(binding) => self.opaque(stream, &serving, caller, &binding).await,
+            Ok(binding) if http => Box::pin(self.http(stream, &serving, caller, binding)).await,
+            Ok(binding) => Box::pin(self.opaque(stream, &serving, caller, &binding)).await,
         }
         open.dec();
         drop(permit);
@@ -286,7 +288,7 @@ impl Inbound {
         let mut access = Access::new("inbound", "tcp", binding.host.service().to_string().into());
         access.cluster = Arc::clone(&caller.domain);
         access.peer = Arc::clone(&caller.identity);
-        let mut application = match self.application.connect(binding.target_port).await {
+        let mut application = match Box::pin(self.application.connect(binding.target_port)).await {
             Ok(application) => application,
             Err(error) => {
                 access.end = error.code();

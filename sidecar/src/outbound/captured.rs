@@ -37,7 +37,7 @@ pub(crate) async fn serve(outbound: &Arc<Outbound>, stream: TcpStream, original:
     let destination = Destination { name: Name::Address(original.ip()), port: original.port() };
     match outbound.router.route(&destination).await {
         Ok(route) if route.is_undeclared() => undeclared(outbound, &route, stream).await,
-        Ok(route) if route.protocol == ApplicationProtocol::Tcp => Box::pin(opaque(outbound, &route, stream)).await,
+        Ok(route) if route.protocol == ApplicationProtocol::Tcp => opaque(outbound, &route, stream).await,
         Ok(route) => proxy::serve_captured(outbound, &route, stream).await,
         Err(refusal) => refuse(outbound, original, &stream, &refusal),
     }
@@ -71,8 +71,8 @@ pub(crate) async fn pass_on(mut stream: TcpStream, original: SocketAddr) {
 }
 
 async fn opaque(outbound: &Arc<Outbound>, route: &Arc<Route>, stream: TcpStream) {
-    match Tunnel::open(outbound, route).await {
-        Ok(tunnel) => carry(outbound, route, stream, tunnel).await,
+    match Box::pin(Tunnel::open(outbound, route)).await {
+        Ok(tunnel) => Box::pin(carry(outbound, route, stream, tunnel)).await,
         Err(refusal) => {
             info!(service = &*route.label, %refusal, "captured connection refused");
             reset(&stream);

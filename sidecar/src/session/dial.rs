@@ -133,8 +133,9 @@ pub(crate) enum Kind {
     Tcp,
 }
 
-/// A connection to another sidecar. It ends when its peer is no longer trusted.
-pub(crate) type MeshStream = Guarded<TlsStream<TcpStream>>;
+/// A connection to another sidecar. It ends when its peer is no longer trusted. Boxed: it is handed on from one stage to the
+/// next, and each would hold room for it.
+pub(crate) type MeshStream = Box<Guarded<TlsStream<TcpStream>>>;
 
 /// Opens sessions. Clones share everything.
 #[derive(Clone)]
@@ -235,7 +236,7 @@ impl Dialer {
         let stream = handshake::connect(stream, tls, path.server_name(), left).await.map_err(DialError::Tls)?;
         let server = mesh_tls::Peer::of_client(stream.get_ref().1).ok_or(DialError::Anonymous)?;
         let identity = server.id().clone();
-        let mut stream = Guarded::new(stream, &self.trust, server);
+        let mut stream = Box::new(Guarded::new(stream, &self.trust, server));
         let verdict = verdict::read(&mut stream, VERDICT_DEADLINE).await?;
         let code = verdict.code();
         let peer = Peer::new(&identity, &verdict.endpoint);
