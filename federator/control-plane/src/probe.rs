@@ -3,6 +3,10 @@
 //! A probe opens a whole mesh session through the gateway to a service that the cluster exports, and reads the verdict of
 //! the sidecar at its end. Where nothing is exported it can only see whether the gateway takes connections. The
 //! round-trip time is that of opening the connection.
+//!
+//! A cluster whose workloads may not dial out is measured the way that they take: through the egress side of its own gateways. Which
+//! gateway of the other cluster is behind it then nobody knows, and its round-trip time is that of the verdict; where nothing is
+//! exported nothing is measured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,6 +27,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::ProbeConfig;
+use crate::proxies::Proxies;
 use crate::reconciler::Input;
 use crate::snapshot::Snapshot;
 
@@ -51,6 +56,8 @@ pub struct Measurement {
     pub succeeded: Option<SystemTime>,
     /// The round-trip time when it worked last.
     pub round_trip: Option<Duration>,
+    /// The own gateway whose egress side it went through, to whichever gateway of the cluster that chose.
+    pub through: Option<String>,
 }
 
 /// A gateway by cluster and name.
@@ -68,7 +75,7 @@ impl Measurements {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
 
-    fn add(&self, key: Key, outcome: Result<(Depth, Duration), String>) {
+    fn add(&self, key: Key, through: Option<String>, outcome: Result<(Depth, Duration), String>) {
         let now = SystemTime::now();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.get(&key);
@@ -77,7 +84,7 @@ impl Measurements {
             Err(_) => (before.and_then(|it| it.succeeded), before.and_then(|it| it.round_trip)),
         };
         let outcome = outcome.map(|(depth, _)| depth);
-        all.insert(key, Measurement { probed: now, outcome, succeeded, round_trip });
+        all.insert(key, Measurement { probed: now, outcome, succeeded, round_trip, through });
     }
 
     fn retain(&self, known: &BTreeSet<Key>) {
@@ -113,6 +120,8 @@ pub struct Prober {
     pub identity: Identity,
     /// Whom the mesh believes.
     pub trust: TrustStore,
+    /// Where the own gateways' egress sides are found, if nobody may dial out.
+    pub way_out: Option<Proxies>,
     /// Where the gateways stand.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where round-trip times go.
@@ -126,9 +135,11 @@ impl Prober {
     pub async fn run(mut self) {
         loop {
             let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
-            let targets = targets(&snapshot);
+            let mut targets = targets(&snapshot);
             let known: BTreeSet<Key> = targets.iter().map(|it| (it.cluster.clone(), it.gateway.name.clone())).collect();
             self.measurements.retain(&known);
+            // Without a name to ask for, the way out leads nowhere.
+            targets.retain(|target| self.way_out.is_none() || target.service.is_some());
             futures_util::stream::iter(targets)
                 .for_each_concurrent(self.config.concurrency, |target| self.probe(target, &snapshot))
                 .await;
@@ -147,21 +158,39 @@ impl Prober {
     }
 
     async fn probe(&self, target: Target, snapshot: &Snapshot) {
-        let outcome = match timeout(self.config.timeout, Box::pin(self.attempt(&target, snapshot))).await {
+        let way_out = self.way_out.as_ref().map(choose);
+        let through = way_out.iter().flatten().map(|gateway| gateway.name.clone()).next();
+        let attempt = self.attempt(&target, way_out, snapshot);
+        let outcome = match timeout(self.config.timeout, Box::pin(attempt)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("no answer within {:?}", self.config.timeout)),
         };
         if let Err(error) = &outcome {
             debug!(cluster = %target.cluster, gateway = target.gateway.name, error, "a gateway's probe failed");
         }
-        self.measurements.add((target.cluster, target.gateway.name), outcome);
+        self.measurements.add((target.cluster, target.gateway.name), through, outcome);
     }
 
-    async fn attempt(&self, target: &Target, snapshot: &Snapshot) -> Result<(Depth, Duration), String> {
-        let address = resolve(target, snapshot).await?;
+    /// `way_out`: through the egress side of an own gateway, of which there may be none.
+    async fn attempt(
+        &self,
+        target: &Target,
+        way_out: Option<Option<Gateway>>,
+        snapshot: &Snapshot,
+    ) -> Result<(Depth, Duration), String> {
+        let relayed = way_out.is_some();
+        let (host, port) = match way_out {
+            None => {
+                let address = resolve(target, snapshot).await?;
+                (address.ip().to_string(), address.port())
+            }
+            Some(None) => return Err("no gateway of this cluster has an egress side".to_owned()),
+            Some(Some(own)) => (own.address.to_string(), own.port),
+        };
         let started = Instant::now();
-        let stream =
-            TcpStream::connect(address).await.map_err(|error| format!("no connection to {address}: {error}"))?;
+        let stream = TcpStream::connect((host.as_str(), port))
+            .await
+            .map_err(|error| format!("no connection to {host} port {port}: {error}"))?;
         let round_trip = started.elapsed();
         let Some((server_name, identities)) = &target.service else {
             return Ok((Depth::Connection, round_trip));
@@ -171,10 +200,18 @@ impl Prober {
         let name = ServerName::try_from(server_name.clone()).map_err(|error| format!("{server_name}: {error}"))?;
         let session = handshake::connect(stream, &config, name, self.config.timeout).await;
         let mut session = session.map_err(|error| error.to_string())?;
+        let asked = Instant::now();
         // Whatever the verdict: the way there works, and somebody who may answers.
         verdict::read(&mut session, self.config.timeout).await.map_err(|error| error.to_string())?;
-        Ok((Depth::Session, round_trip))
+        Ok((Depth::Session, if relayed { asked.elapsed() } else { round_trip }))
     }
+}
+
+/// One of the own gateways' egress sides.
+fn choose(proxies: &Proxies) -> Option<Gateway> {
+    let mut gateways = proxies.egress_gateways();
+    let number = rand::rng().random_range(0..gateways.len().max(1));
+    (number < gateways.len()).then(|| gateways.swap_remove(number))
 }
 
 /// A host name's addresses are held to the cluster's delegation, like those it says itself.

@@ -213,6 +213,7 @@ fn start(
         config: config.probes.clone(),
         identity: identity.clone(),
         trust: trust.clone(),
+        way_out: config.egress_restricted.then(|| proxies.clone()),
         snapshots: snapshots.clone(),
         inputs,
         measurements: measurements.clone(),

@@ -173,6 +173,7 @@ fn measurement(measurement: Option<Measurement>) -> Value {
             Depth::Session => "session",
             Depth::Connection => "connection",
         }),
+        "through": probed.and_then(|it| it.through.as_ref()),
         "lastError": probed.and_then(|it| it.outcome.as_ref().err()),
         "roundTripUs": probed.and_then(|it| it.round_trip).map(|time| micros(time.as_micros())),
         "ageMs": age(probed.map(|it| it.probed)),

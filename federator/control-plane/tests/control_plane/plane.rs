@@ -1,11 +1,14 @@
 //! A cluster in its federation: joining, exporting, importing, quarantine, and life without the federation.
 
+use std::time::Duration;
+
 use federation_api::client::discovery::WatchOptions;
 use federation_api::discovery::v1::ProxyKind;
 use federation_api::discovery::v1::resource::Resource as Content;
 use federation_api::record::v1::statement::Payload;
 use federation_api::verify::{DenyList, verify_member};
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::federation_fake::Fake;
@@ -111,6 +114,46 @@ async fn a_peers_service_is_imported_named_probed_and_quarantined() {
         .await;
     let epoch = fake.epoch();
     program.until("the acknowledgement", async |_| (fake.acked() == (epoch, Vec::new())).then_some(())).await;
+    program.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_may_not_dial_out_probes_others_through_its_gateways_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = Fake::start().await;
+    let program = Program::start_with(directory.path(), |config| config.egress_restricted = true).await;
+    program.write("ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+    program.join(&fake.token("east").to_string()).await;
+    let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut west = Peer::new(&fake.root, "west");
+    fake.add("west", &mut west);
+    let port = far.local_addr().unwrap().port();
+    let records = vec![west.export("shop/cart", |_| {}), west.gateway("127.0.0.1", port), west.heads()];
+    fake.publish(records);
+    program.until_import("cart", |import| exporters(import) == ["west"]).await;
+    let west_gateway = async |it: &Program, error: &str| {
+        let gateway = it.get("/v1/clusters").await["clusters"][0]["gateways"][0].clone();
+        gateway["lastError"].as_str().is_some_and(|last| last.contains(error)).then_some(gateway)
+    };
+    let without = program.until("no way out", async |it| west_gateway(it, "egress side").await).await;
+    assert!(without["reachable"] == false && without["through"].is_null(), "{without}");
+
+    let way_out = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = identity(&program, "isthmus-system", "east-west-gateway").await;
+    let mut place = advertise("203.0.113.9", 15443).unwrap();
+    (place.egress_address, place.egress_port) = ("127.0.0.1".to_owned(), way_out.local_addr().unwrap().port().into());
+    let watch = WatchOptions { advertise: Some(place), ..options("gw-0") };
+    let _proxy = Proxy::watch(&program, &gateway, ProxyKind::Gateway, watch);
+    let (mut probe, _) = way_out.accept().await.unwrap();
+    let mut hello = vec![0; 4096];
+    let length = probe.read(&mut hello).await.unwrap();
+    let name = b"_.c-west_.cart.shop.svc.clusterset.local";
+    assert!(hello[..length].windows(name.len()).any(|part| part == name), "the name of the other cluster");
+    drop(probe);
+    let through = async |it: &Program| west_gateway(it, "").await.filter(|gateway| gateway["through"] == "gw-0");
+    program.until("a probe through the way out", through).await;
+    let direct = tokio::time::timeout(Duration::ZERO, far.accept()).await;
+    assert!(direct.is_err(), "nobody dials out");
     program.stop().await;
 }
 
