@@ -1,4 +1,7 @@
-//! What benches share: goals, medians, tables in files.
+//! What benches share: comparisons, clocks, goals, medians, tables in files.
+
+pub(crate) mod clock;
+pub(crate) mod comparison;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -21,8 +21,8 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use federation_dns::Transport;
 
+use crate::bench::clock::Processes;
 use crate::bench::{Goal, conclude, median};
-use crate::bench_gateway::clock::Processes;
 use server::{Peer, Server};
 
 /// The most processor time per query, in Knot's: 0.8 times its queries per second and core.

@@ -12,7 +12,6 @@
 
 mod backend;
 mod bare;
-pub(crate) mod clock;
 mod hello;
 mod load;
 mod measure;
@@ -27,13 +26,13 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::bench::conclude;
-use measure::{Figures, Sizes};
-use peers::{Peer, Setting};
+use crate::bench::{conclude, replace_table};
+use measure::Sizes;
+use peers::Setting;
+use report::Report;
 
 /// The server name that leads to the backend.
 pub(crate) const SERVER_NAME: &str = "outbound_.8080_._.bench.shop.svc.clusterset.local";
@@ -110,17 +109,7 @@ fn own_address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::new(127, 250, high, low), port))
 }
 
-/// What a visit has shown. One that fails is made once more: the machine may have been busy with something else.
-fn visited(runtime: &Runtime, setting: &Setting, peer: Peer, sizes: &Sizes) -> anyhow::Result<Figures> {
-    let visit = || runtime.block_on(measure::visit(setting, peer, sizes));
-    visit().or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "{}: once more, since {error:#}", peer.name());
-        visit().with_context(|| format!("visiting {}", peer.name()))
-    })
-}
-
 fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let mut screen = std::io::stdout();
     let directory = tempfile::Builder::new().prefix("isthmus-bench-gateway-").tempdir()?;
     let setting = Setting::prepare(directory.path(), arguments.gateway.clone(), own_address(1), own_address(2))?;
     let mut sizes = if arguments.quick { Sizes::quick() } else { Sizes::full() };
@@ -129,31 +118,17 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let runtime = threads()?;
     let _backend = setting.start_backend()?;
-    let chosen = |peer: &&Peer| arguments.only.is_empty() || arguments.only.iter().any(|name| name == peer.name());
-    let mut peers: Vec<Peer> = Peer::ALL.iter().filter(chosen).copied().collect();
-    peers.retain(|peer| match setting.available(*peer) {
-        Ok(()) => true,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{} is left out: {error:#}", peer.name());
-            false
-        }
-    });
-    let mut report = report::Report::default();
-    for round in 0..arguments.rounds {
-        let order: Vec<Peer> = if round % 2 == 0 { peers.clone() } else { peers.iter().rev().copied().collect() };
-        for peer in order {
-            let figures = visited(&runtime, &setting, peer, &sizes)?;
-            writeln!(screen, "round {} {}", round + 1, figures.line(peer))?;
-            report.add(peer, figures);
-        }
-    }
+    let available = |peer| setting.available(peer);
+    let visit = |peer| runtime.block_on(measure::visit(&setting, peer, &sizes));
+    let report = Report::of_rounds(report::COLUMNS, arguments.rounds, &arguments.only, available, visit)?;
+    let goals = report::goals(&report);
     std::fs::create_dir_all(&arguments.output)?;
     std::fs::write(arguments.output.join("gateway.md"), report.table())?;
-    std::fs::write(arguments.output.join("gateway.svg"), report.plot())?;
-    std::fs::write(arguments.output.join("gateway.json"), report.json()?)?;
+    std::fs::write(arguments.output.join("gateway.svg"), report::plot(&report))?;
+    std::fs::write(arguments.output.join("gateway.json"), report.json(&goals)?)?;
     if let Some(readme) = &arguments.readme {
-        report.write_into(readme)?;
+        replace_table(readme, "bench-gateway", &report.table())?;
     }
-    writeln!(screen, "\n{}", report.table())?;
-    Ok(conclude(&report.goals(), arguments.strict)?)
+    writeln!(std::io::stdout(), "\n{}", report.table())?;
+    Ok(conclude(&goals, arguments.strict)?)
 }

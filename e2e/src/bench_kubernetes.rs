@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 
+use crate::bench::clock::Processes;
 use crate::bench::{Goal, conclude};
-use crate::bench_gateway::clock::Processes;
 use crate::client;
 use crate::kubernetes::{Deployed, KubernetesLab, READY};
 use crate::lab::binaries::Binaries;

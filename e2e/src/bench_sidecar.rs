@@ -21,14 +21,14 @@ mod rivals;
 
 use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::bench::{conclude, replace_table};
-use measure::{Figures, Sizes};
+use measure::Sizes;
 use own::Own;
-use pairs::{Pair, Setting};
+use pairs::Setting;
+use report::Report;
 
 #[derive(Parser)]
 struct Arguments {
@@ -83,17 +83,7 @@ fn threads() -> std::io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
-/// What a visit has shown. One that fails is made once more: the machine may have been busy with something else.
-fn visited(runtime: &Runtime, setting: &Setting, pair: Pair, sizes: &Sizes) -> anyhow::Result<Figures> {
-    let visit = || runtime.block_on(measure::visit(setting, pair, sizes));
-    visit().or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "{}: once more, since {error:#}", pair.name());
-        visit().with_context(|| format!("visiting {}", pair.name()))
-    })
-}
-
 fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let mut screen = std::io::stdout();
     captured::prepare()?;
     let directory = tempfile::Builder::new().prefix("isthmus-bench-sidecar-").tempdir()?;
     let mut sizes = if arguments.quick { Sizes::quick() } else { Sizes::full() };
@@ -108,30 +98,16 @@ fn bench(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     let setting = Setting::new(directory.path(), sidecar, own)?;
     let _backend = setting.start_backend()?;
-    let chosen = |pair: &&Pair| arguments.only.is_empty() || arguments.only.iter().any(|name| name == pair.name());
-    let mut pairs: Vec<Pair> = Pair::ALL.iter().filter(chosen).copied().collect();
-    pairs.retain(|pair| match setting.available(*pair) {
-        Ok(()) => true,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{} is left out: {error:#}", pair.name());
-            false
-        }
-    });
-    let mut report = report::Report::default();
-    for round in 0..arguments.rounds {
-        let order: Vec<Pair> = if round % 2 == 0 { pairs.clone() } else { pairs.iter().rev().copied().collect() };
-        for pair in order {
-            let figures = visited(&runtime, &setting, pair, &sizes)?;
-            writeln!(screen, "round {} {}", round + 1, figures.line(pair))?;
-            report.add(pair, figures);
-        }
-    }
+    let available = |pair| setting.available(pair);
+    let visit = |pair| runtime.block_on(measure::visit(&setting, pair, &sizes));
+    let report = Report::of_rounds(report::COLUMNS, arguments.rounds, &arguments.only, available, visit)?;
+    let goals = report::goals(&report);
     std::fs::create_dir_all(&arguments.output)?;
     std::fs::write(arguments.output.join("sidecar.md"), report.table())?;
-    std::fs::write(arguments.output.join("sidecar.json"), report.json()?)?;
+    std::fs::write(arguments.output.join("sidecar.json"), report.json(&goals)?)?;
     if let Some(readme) = &arguments.readme {
         replace_table(readme, "bench-sidecar", &report.table())?;
     }
-    writeln!(screen, "\n{}", report.table())?;
-    Ok(conclude(&report.goals(), arguments.strict)?)
+    writeln!(std::io::stdout(), "\n{}", report.table())?;
+    Ok(conclude(&goals, arguments.strict)?)
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use federation_store::EtcdConfig;
 use federation_store::lab::{EtcdCluster, MEMBERS};
 
-use crate::bench_gateway::clock::Processes;
+use crate::bench::clock::Processes;
 use crate::client;
 use crate::lab::network::Block;
 use crate::lab::process::{Plan, Process};

@@ -1,15 +1,18 @@
 //! One visit: a proxy is started, put under each load in turn, and ended.
 
-use std::time::{Duration, Instant};
+use std::{sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use tokio::task::JoinSet;
 
 use super::{
-    clock::Processes,
     hello::Target,
     load::{self, Stream},
-    peers::{Peer, Setting},
+    peers::{Peer, Running, Setting},
+};
+use crate::bench::{
+    clock::{Clock, Processes, percentile},
+    comparison::Peer as _,
 };
 
 /// One of the loads.
@@ -71,30 +74,30 @@ impl Sizes {
     }
 }
 
-/// What a visit has shown. Without a proxy there is no CPU time and no memory.
+/// What a visit has shown, of the loads that were run. Without a proxy there is no CPU time and no memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Figures {
     /// CPU-seconds per GB (10^9 bytes), and GB per second.
-    pub(super) bulk_cpu: f64,
-    pub(super) bulk_rate: f64,
+    pub(super) bulk_cpu: Option<f64>,
+    pub(super) bulk_rate: Option<f64>,
     /// CPU-microseconds per connection, and connections per second.
-    pub(super) connection_cpu: f64,
-    pub(super) connection_rate: f64,
+    pub(super) connection_cpu: Option<f64>,
+    pub(super) connection_rate: Option<f64>,
     /// The same with mutual TLS end to end.
-    pub(super) tls_bulk_cpu: f64,
-    pub(super) tls_bulk_rate: f64,
-    pub(super) tls_connection_cpu: f64,
-    pub(super) tls_connection_rate: f64,
+    pub(super) tls_bulk_cpu: Option<f64>,
+    pub(super) tls_bulk_rate: Option<f64>,
+    pub(super) tls_connection_cpu: Option<f64>,
+    pub(super) tls_connection_rate: Option<f64>,
     /// CPU-microseconds per message, and messages per second, as fast as it goes.
-    pub(super) saturated_cpu: f64,
-    pub(super) saturated_rate: f64,
+    pub(super) saturated_cpu: Option<f64>,
+    pub(super) saturated_rate: Option<f64>,
     /// CPU-microseconds per message, and latencies in microseconds, at the fixed rate.
-    pub(super) paced_cpu: f64,
-    pub(super) paced_p50: f64,
-    pub(super) paced_p99: f64,
+    pub(super) paced_cpu: Option<f64>,
+    pub(super) paced_p50: Option<f64>,
+    pub(super) paced_p99: Option<f64>,
     /// KiB of anonymous memory per idle connection, and CPU-milliseconds per second for all of them.
-    pub(super) idle_memory: f64,
-    pub(super) idle_cpu: f64,
+    pub(super) idle_memory: Option<f64>,
+    pub(super) idle_cpu: Option<f64>,
 }
 
 /// Puts one proxy under all loads.
@@ -103,82 +106,71 @@ pub(super) async fn visit(setting: &Setting, peer: Peer, sizes: &Sizes) -> anyho
     let (target, tls) = (setting.target(peer), setting.tls_target(peer));
     // Once through everything, so that nothing is measured that happens once.
     load::connections(&target, CONCURRENCY, sizes.phase / 8).await?;
-    let processes = running.as_ref().map_or_else(|| Processes::of(u32::MAX), |running| Processes::of(running.id()));
+    let clock = Clock::of(running.as_ref().map(Running::id));
     let mut figures = Figures::default();
     for load in Load::value_variants().iter().filter(|load| sizes.loads.contains(load)) {
         match load {
             // Bare relays keep what they use for each, pipes or buffers: nobody's limit.
             Load::Idle if !peer.is_rival() && peer != Peer::Gateway => {}
             // Before anything else grows the heap, which would hide what idle connections need.
-            Load::Idle => idle(&target, &processes, sizes.idle, sizes.idle_time, &mut figures).await?,
+            Load::Idle => idle(&target, &clock, sizes.idle, sizes.idle_time, &mut figures).await?,
             Load::Bulk => {
                 load::bulk(&target, sizes.bulk_connections, sizes.bulk_bytes_each / 16).await?;
-                (figures.bulk_cpu, figures.bulk_rate) =
-                    bulk(&target, &processes, sizes.bulk_connections, sizes.bulk_bytes_each).await?;
+                (figures.bulk_cpu, figures.bulk_rate) = bulk(&target, &clock, sizes.bulk_connections, sizes).await?;
             }
             Load::Connections => {
                 (figures.connection_cpu, figures.connection_rate) =
-                    connections(&target, &processes, sizes.phase).await?;
+                    clock.each(load::connections(&target, CONCURRENCY, sizes.phase)).await?;
             }
             Load::Tls => {
                 (figures.tls_bulk_cpu, figures.tls_bulk_rate) =
-                    bulk(&tls, &processes, sizes.tls_bulk_connections, sizes.bulk_bytes_each).await?;
+                    bulk(&tls, &clock, sizes.tls_bulk_connections, sizes).await?;
                 (figures.tls_connection_cpu, figures.tls_connection_rate) =
-                    connections(&tls, &processes, sizes.phase).await?;
+                    clock.each(load::connections(&tls, CONCURRENCY, sizes.phase)).await?;
             }
-            Load::Messages => messages(&target, &processes, sizes, &mut figures).await?,
+            Load::Messages => messages(&target, &clock, sizes, &mut figures).await?,
         }
     }
     Ok(figures)
 }
 
-/// CPU-seconds per GB and GB per second.
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-async fn bulk(target: &Target, processes: &Processes, connections: usize, bytes: u64) -> anyhow::Result<(f64, f64)> {
-    let (cpu, began) = (processes.cpu(), Instant::now());
-    load::bulk(target, connections, bytes).await?;
-    let gigabytes = (bytes * connections as u64) as f64 / 1e9;
-    let rate = gigabytes / began.elapsed().as_secs_f64();
-    Ok(((processes.cpu() - cpu).as_secs_f64() / gigabytes, rate))
+async fn bulk(
+    target: &Target,
+    clock: &Clock,
+    connections: usize,
+    sizes: &Sizes,
+) -> anyhow::Result<(Option<f64>, Option<f64>)> {
+    let bytes = sizes.bulk_bytes_each * connections as u64;
+    clock.bulk(bytes, load::bulk(target, connections, sizes.bulk_bytes_each)).await
 }
 
-/// CPU-microseconds per connection and connections per second.
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-async fn connections(target: &Target, processes: &Processes, phase: Duration) -> anyhow::Result<(f64, f64)> {
-    let (cpu, began) = (processes.cpu(), Instant::now());
-    let count = load::connections(target, CONCURRENCY, phase).await? as f64;
-    let rate = count / began.elapsed().as_secs_f64();
-    Ok(((processes.cpu() - cpu).as_secs_f64() * 1e6 / count, rate))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-async fn messages(target: &Target, processes: &Processes, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
+async fn messages(target: &Target, clock: &Clock, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
     let mut streams = Vec::new();
     for _ in 0..CONCURRENCY {
         streams.push(load::open_echo(target).await?);
     }
-    let (cpu, began) = (processes.cpu(), Instant::now());
-    let count = load::saturate(&mut streams, sizes.phase).await? as f64;
-    figures.saturated_rate = count / began.elapsed().as_secs_f64();
-    figures.saturated_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e6 / count;
+    (figures.saturated_cpu, figures.saturated_rate) = clock.each(load::saturate(&mut streams, sizes.phase)).await?;
 
-    let cpu = processes.cpu();
-    let latencies = load::at_rate(&mut streams, sizes.rate, sizes.phase).await?;
-    figures.paced_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e6 / latencies.len() as f64;
-    let at = |percent: usize| latencies[latencies.len() * percent / 100].as_secs_f64() * 1e6;
-    (figures.paced_p50, figures.paced_p99) = (at(50), at(99));
+    let mut latencies: Arc<[Duration]> = Arc::default();
+    let paced = async {
+        latencies = load::at_rate(&mut streams, sizes.rate, sizes.phase).await?;
+        Ok(latencies.len() as u64)
+    };
+    (figures.paced_cpu, _) = clock.each(paced).await?;
+    (figures.paced_p50, figures.paced_p99) = (percentile(&latencies, 50), percentile(&latencies, 99));
     Ok(())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 async fn idle(
     target: &Target,
-    processes: &Processes,
+    clock: &Clock,
     connections: usize,
     time: Duration,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let before = processes.anonymous();
+    let anonymous = || clock.processes().iter().map(Processes::anonymous).sum::<u64>();
+    let before = anonymous();
     let mut streams: Vec<Box<dyn Stream>> = Vec::with_capacity(connections);
     while streams.len() < connections {
         let mut opening = JoinSet::new();
@@ -190,13 +182,10 @@ async fn idle(
             streams.push(opened??);
         }
     }
-    let grown = processes.anonymous().saturating_sub(before);
-    figures.idle_memory = grown as f64 / 1024.0 / streams.len() as f64;
+    figures.idle_memory = Some(anonymous().saturating_sub(before) as f64 / 1024.0 / streams.len() as f64);
     // What follows an establishment is not idleness yet.
     tokio::time::sleep(SETTLING).await;
-    let cpu = processes.cpu();
-    tokio::time::sleep(time).await;
-    figures.idle_cpu = (processes.cpu() - cpu).as_secs_f64() * 1e3 / time.as_secs_f64();
+    figures.idle_cpu = clock.rest(time).await;
     drop(streams);
     // Until their ends are dealt with, which is not the next load's.
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -17,6 +17,7 @@ use prost::Message;
 use tokio_rustls::TlsConnector;
 
 use super::{SERVER_NAME, hello, tls};
+use crate::bench::comparison::{self, Peer as _};
 
 /// One proxy, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,8 +34,8 @@ pub(super) enum Peer {
     BareTokio,
 }
 
-impl Peer {
-    pub(super) const ALL: [Self; 8] = [
+impl comparison::Peer for Peer {
+    const ALL: &'static [Self] = &[
         Self::Direct,
         Self::Gateway,
         Self::Nginx,
@@ -44,8 +45,9 @@ impl Peer {
         Self::BareSplice,
         Self::BareTokio,
     ];
+    const DIRECT: Self = Self::Direct;
 
-    pub(super) const fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Gateway => "isthmus",
@@ -58,8 +60,7 @@ impl Peer {
         }
     }
 
-    /// Those that do the same job as the gateway.
-    pub(super) const fn is_rival(self) -> bool {
+    fn is_rival(self) -> bool {
         matches!(self, Self::Nginx | Self::Haproxy | Self::HaproxySplice | Self::Envoy)
     }
 }

@@ -9,7 +9,8 @@ use super::{
     load,
     pairs::{Pair, RunningPair, Setting},
 };
-use crate::bench_gateway::clock::Processes;
+use crate::bench::clock::{Clock, percentile};
+use crate::bench_gateway::peers::Running;
 
 /// One of the loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -62,29 +63,29 @@ impl Sizes {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Figures {
     /// CPU-microseconds per request, and requests per second.
-    pub(super) http1_cpu: f64,
-    pub(super) http1_rate: f64,
-    pub(super) http2_cpu: f64,
-    pub(super) http2_rate: f64,
+    pub(super) http1_cpu: Option<f64>,
+    pub(super) http1_rate: Option<f64>,
+    pub(super) http2_cpu: Option<f64>,
+    pub(super) http2_rate: Option<f64>,
     /// At the fixed rate, with latencies in microseconds.
-    pub(super) paced_cpu: f64,
-    pub(super) paced_p50: f64,
-    pub(super) paced_p99: f64,
-    pub(super) churn_cpu: f64,
-    pub(super) churn_rate: f64,
+    pub(super) paced_cpu: Option<f64>,
+    pub(super) paced_p50: Option<f64>,
+    pub(super) paced_p99: Option<f64>,
+    pub(super) churn_cpu: Option<f64>,
+    pub(super) churn_rate: Option<f64>,
     /// CPU-seconds per GB (10^9 bytes), and GB per second.
-    pub(super) bulk_cpu: f64,
-    pub(super) bulk_rate: f64,
+    pub(super) bulk_cpu: Option<f64>,
+    pub(super) bulk_rate: Option<f64>,
     /// Resident MiB of the larger side, before any load.
-    pub(super) idle_memory: f64,
+    pub(super) idle_memory: Option<f64>,
     /// KiB by which the side grows on which it grows more, per idle connection.
-    pub(super) connection_memory: f64,
+    pub(super) connection_memory: Option<f64>,
 }
 
 /// Puts one pair under all loads.
 pub(super) async fn visit(setting: &Setting, pair: Pair, sizes: &Sizes) -> anyhow::Result<Figures> {
     let running = setting.start(pair)?;
-    let clock = Clock(running.processes.iter().map(|process| Processes::of(process.id())).collect());
+    let clock = Clock::of(running.processes.iter().map(Running::id));
     first_answer(&running).await?;
     let mut figures = Figures::default();
     for load in Load::value_variants().iter().filter(|load| sizes.loads.contains(load)) {
@@ -95,11 +96,11 @@ pub(super) async fn visit(setting: &Setting, pair: Pair, sizes: &Sizes) -> anyho
             Load::Http2 => {
                 let run = |time| load::http2(&running.targets[1], HTTP2.0, HTTP2.1, time);
                 run(sizes.phase / 5).await?;
-                (figures.http2_cpu, figures.http2_rate) = clock.measure(run(sizes.phase)).await.context("HTTP/2")?;
+                (figures.http2_cpu, figures.http2_rate) = clock.each(run(sizes.phase)).await.context("HTTP/2")?;
             }
             Load::Churn => {
                 let run = |time| load::churn(&running.targets[0], CONCURRENCY, time);
-                (figures.churn_cpu, figures.churn_rate) = clock.measure(run(sizes.phase)).await.context("churn")?;
+                (figures.churn_cpu, figures.churn_rate) = clock.each(run(sizes.phase)).await.context("churn")?;
             }
             Load::Bulk => bulk(&running, &clock, sizes, &mut figures).await?,
         }
@@ -107,28 +108,10 @@ pub(super) async fn visit(setting: &Setting, pair: Pair, sizes: &Sizes) -> anyho
     Ok(figures)
 }
 
-/// The processes' time and memory.
-struct Clock(Vec<Processes>);
-
-impl Clock {
-    fn cpu(&self) -> Duration {
-        self.0.iter().map(Processes::cpu).sum()
-    }
-
-    /// Each process's resident memory, in KiB.
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    fn resident(&self) -> Vec<f64> {
-        self.0.iter().map(|process| process.resident() as f64 / 1024.0).collect()
-    }
-
-    /// CPU-microseconds per request, and requests per second.
-    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    async fn measure(&self, load: impl Future<Output = anyhow::Result<u64>>) -> anyhow::Result<(f64, f64)> {
-        let (cpu, began) = (self.cpu(), Instant::now());
-        let count = load.await? as f64;
-        let rate = count / began.elapsed().as_secs_f64();
-        Ok(((self.cpu() - cpu).as_secs_f64() * 1e6 / count, rate))
-    }
+/// Each process's resident memory, in KiB.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn resident(clock: &Clock) -> Vec<f64> {
+    clock.processes().iter().map(|process| process.resident() as f64 / 1024.0).collect()
 }
 
 async fn first_answer(running: &RunningPair) -> anyhow::Result<()> {
@@ -144,41 +127,39 @@ async fn first_answer(running: &RunningPair) -> anyhow::Result<()> {
 
 async fn idle(running: &RunningPair, clock: &Clock, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
     tokio::time::sleep(SETTLING).await;
-    let before = clock.resident();
-    figures.idle_memory = before.iter().copied().fold(0.0, f64::max) / 1024.0;
+    let before = resident(clock);
+    figures.idle_memory = before.iter().copied().max_by(f64::total_cmp).map(|kibibytes| kibibytes / 1024.0);
     let connections = load::open(&running.targets[0], sizes.idle).await.context("idle connections")?;
     tokio::time::sleep(SETTLING).await;
-    let grown = clock.resident().iter().zip(&before).map(|(after, before)| after - before).fold(0.0, f64::max);
+    let grown = resident(clock).iter().zip(&before).map(|(after, before)| after - before).max_by(f64::total_cmp);
     #[expect(clippy::cast_precision_loss, reason = "a count far below 2^52")]
     let count = connections.len() as f64;
-    figures.connection_memory = grown / count;
+    figures.connection_memory = grown.map(|grown| grown / count);
     drop(connections);
     // Until their ends are dealt with, which is not the next load's.
     tokio::time::sleep(SETTLING).await;
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 async fn http1(running: &RunningPair, clock: &Clock, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
     let mut connections = load::open(&running.targets[0], CONCURRENCY).await?;
     load::saturate(&mut connections, sizes.phase / 5).await?;
-    let saturating = clock.measure(load::saturate(&mut connections, sizes.phase)).await;
+    let saturating = clock.each(load::saturate(&mut connections, sizes.phase)).await;
     (figures.http1_cpu, figures.http1_rate) = saturating.context("HTTP/1.1")?;
-    let cpu = clock.cpu();
-    let latencies = load::at_rate(&mut connections, RATE, sizes.phase).await.context("at the fixed rate")?;
-    figures.paced_cpu = (clock.cpu() - cpu).as_secs_f64() * 1e6 / latencies.len() as f64;
-    let at = |percent: usize| latencies[latencies.len() * percent / 100].as_secs_f64() * 1e6;
-    (figures.paced_p50, figures.paced_p99) = (at(50), at(99));
+    let mut latencies = Vec::new();
+    let paced = async {
+        latencies = load::at_rate(&mut connections, RATE, sizes.phase).await?;
+        Ok(latencies.len() as u64)
+    };
+    (figures.paced_cpu, _) = clock.each(paced).await.context("at the fixed rate")?;
+    (figures.paced_p50, figures.paced_p99) = (percentile(&latencies, 50), percentile(&latencies, 99));
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 async fn bulk(running: &RunningPair, clock: &Clock, sizes: &Sizes, figures: &mut Figures) -> anyhow::Result<()> {
-    load::bulk(&running.targets[0], BULK, sizes.bulk_bytes_each / 16).await.context("bulk")?;
-    let (cpu, began) = (clock.cpu(), Instant::now());
-    load::bulk(&running.targets[0], BULK, sizes.bulk_bytes_each).await.context("bulk")?;
-    let gigabytes = (sizes.bulk_bytes_each * BULK as u64) as f64 / 1e9;
-    figures.bulk_rate = gigabytes / began.elapsed().as_secs_f64();
-    figures.bulk_cpu = (clock.cpu() - cpu).as_secs_f64() / gigabytes;
+    let run = |bytes_each| load::bulk(&running.targets[0], BULK, bytes_each);
+    run(sizes.bulk_bytes_each / 16).await.context("bulk")?;
+    let measured = clock.bulk(sizes.bulk_bytes_each * BULK as u64, run(sizes.bulk_bytes_each)).await;
+    (figures.bulk_cpu, figures.bulk_rate) = measured.context("bulk")?;
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::{
     own::{APPLICATION, Own},
     rivals::Side,
 };
+use crate::bench::comparison::Peer;
 use crate::bench_gateway::peers::{ENVOY, Running, debian, spawn, until};
 
 /// Two proxies with mutual TLS between them, or none.
@@ -31,11 +32,12 @@ pub(super) enum Pair {
     HaproxyTcp,
 }
 
-impl Pair {
-    pub(super) const ALL: [Self; 7] =
-        [Self::Direct, Self::Isthmus, Self::Envoy, Self::Haproxy, Self::IsthmusTcp, Self::EnvoyTcp, Self::HaproxyTcp];
+impl Peer for Pair {
+    const ALL: &'static [Self] =
+        &[Self::Direct, Self::Isthmus, Self::Envoy, Self::Haproxy, Self::IsthmusTcp, Self::EnvoyTcp, Self::HaproxyTcp];
+    const DIRECT: Self = Self::Direct;
 
-    pub(super) const fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Isthmus => "isthmus",
@@ -47,12 +49,14 @@ impl Pair {
         }
     }
 
+    fn is_rival(self) -> bool {
+        !self.is_own() && !matches!(self, Self::Direct)
+    }
+}
+
+impl Pair {
     pub(super) const fn is_own(self) -> bool {
         matches!(self, Self::Isthmus | Self::IsthmusTcp)
-    }
-
-    pub(super) const fn is_rival(self) -> bool {
-        !self.is_own() && !matches!(self, Self::Direct)
     }
 
     pub(super) const fn is_http(self) -> bool {
