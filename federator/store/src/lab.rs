@@ -181,6 +181,22 @@ impl EtcdCluster {
         Err(io::Error::other("no etcd member says that it leads"))
     }
 
+    /// Waits until a member answers, which it does only with a leader.
+    ///
+    /// # Errors
+    ///
+    /// When it does not in time.
+    pub async fn answering(&self, member: usize) -> io::Result<()> {
+        let (endpoint, deadline) = (self.endpoint(member), Instant::now() + READY);
+        while Instant::now() < deadline {
+            if self.etcdctl_at(&endpoint, &["endpoint", "health", "--command-timeout=1s"]).await?.status.success() {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Err(io::Error::other(format!("member {member} does not answer: {}", self.logs())))
+    }
+
     /// How many watches a member serves, by its own count.
     ///
     /// # Errors

@@ -1,20 +1,25 @@
-//! The contract again, and more than it, while members are killed, paused, cut off, slow, or out of space.
+//! The contract again, and more than it, while members are killed, paused, cut off or slow.
 
 use std::time::{Duration, Instant};
 
-use federation_store::lab::{LabOptions, MEMBERS};
+use federation_store::lab::MEMBERS;
 use federation_store::{
-    Change, Committed, EtcdStore, Followed, Page, Revision, Store, StoreError, Transaction, WatchError, WatchStream,
-    contract, follow,
+    Change, Committed, EtcdStore, Followed, Revision, Store, Transaction, WatchError, WatchStream, contract, follow,
 };
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use crate::support::{DEADLINE, Lab, lab, lab_with, put};
+use crate::support::{DEADLINE, Lab, lab, put};
 
 /// A silent watch must be noticed and opened elsewhere within this time.
 const NOTICED: Duration = Duration::from_secs(5);
+/// How long a fault lasts: longer than an election, and than silence takes to be noticed.
+const FAULT: Duration = Duration::from_secs(4);
+/// How long everything is well between faults, so that what they interrupt goes on.
+const CALM: Duration = Duration::from_secs(2);
+/// How often what members count is looked at.
+const POLL: Duration = Duration::from_millis(100);
 
 /// Runs `work` while `trouble` makes trouble.
 async fn under(work: impl Future<Output = ()>, trouble: impl Future<Output = ()>) {
@@ -38,13 +43,13 @@ async fn the_contract_holds_while_members_are_killed_in_turn() {
     let cluster = &lab.cluster;
     under(the_contract(&lab), async {
         for turn in 0.. {
-            sleep(Duration::from_secs(2)).await;
             // The leader every second time.
             let member = if turn % 2 == 0 { cluster.leader().await.unwrap() } else { turn % MEMBERS };
             cluster.kill(member).unwrap();
-            sleep(Duration::from_secs(2)).await;
+            cluster.leader().await.unwrap();
             cluster.restart(member).unwrap();
-            sleep(Duration::from_secs(2)).await;
+            cluster.answering(member).await.unwrap();
+            sleep(CALM).await;
         }
     })
     .await;
@@ -58,9 +63,10 @@ async fn the_contract_holds_while_the_leader_is_paused_again_and_again() {
         loop {
             let leader = cluster.leader().await.unwrap();
             cluster.pause(leader).unwrap();
-            sleep(Duration::from_secs(4)).await;
+            sleep(FAULT).await;
             cluster.resume(leader).unwrap();
-            sleep(Duration::from_secs(2)).await;
+            cluster.answering(leader).await.unwrap();
+            sleep(CALM).await;
         }
     })
     .await;
@@ -74,11 +80,11 @@ async fn the_contract_holds_while_members_are_cut_off_in_turn_and_slow() {
         loop {
             let leader = cluster.leader().await.unwrap();
             cluster.cut(leader);
-            sleep(Duration::from_secs(4)).await;
+            sleep(FAULT).await;
             cluster.heal();
-            sleep(Duration::from_secs(1)).await;
+            cluster.answering(leader).await.unwrap();
             cluster.slow(cluster.leader().await.unwrap(), Duration::from_millis(30));
-            sleep(Duration::from_secs(3)).await;
+            sleep(FAULT).await;
             cluster.heal();
         }
     })
@@ -127,7 +133,7 @@ async fn a_silent_watch_is_noticed_and_opened_elsewhere_in_time() {
         lab.cluster.resume(member).unwrap();
         eprintln_to_log(&format!("watch with member {member} paused: {took:?}"));
         assert!(took < NOTICED, "with member {member} paused it took {took:?}");
-        sleep(Duration::from_secs(2)).await;
+        lab.cluster.answering(member).await.unwrap();
     }
 }
 
@@ -143,7 +149,7 @@ async fn changes_arrive_in_time_when_the_leader_is_killed_or_cut_off() {
     eprintln_to_log(&format!("leader killed: {took:?}"));
     assert!(took < NOTICED, "with the leader killed it took {took:?}");
     lab.cluster.restart(leader).unwrap();
-    sleep(Duration::from_secs(3)).await;
+    lab.cluster.answering(leader).await.unwrap();
     let leader = lab.cluster.leader().await.unwrap();
     lab.cluster.cut(leader);
     let took = lag(&writing, &mut reports, "cut off").await;
@@ -170,9 +176,10 @@ async fn every_acknowledged_increment_counts_once_while_leaders_die() {
         loop {
             let leader = cluster.leader().await.unwrap();
             cluster.kill(leader).unwrap();
-            sleep(Duration::from_secs(3)).await;
+            cluster.leader().await.unwrap();
             cluster.restart(leader).unwrap();
-            sleep(Duration::from_secs(2)).await;
+            cluster.answering(leader).await.unwrap();
+            sleep(CALM).await;
         }
     })
     .await;
@@ -223,32 +230,6 @@ async fn a_follower_that_missed_a_compaction_lists_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_used_up_quota_is_told_as_such_and_reads_deletes_and_leases_go_on() {
-    let lab = lab_with(LabOptions { quota_bytes: Some(16 * 1024 * 1024) }).await;
-    let store = lab.store().await;
-    let lease = store.grant_lease(Duration::from_secs(60)).await.unwrap();
-    let mut acknowledged = Vec::new();
-    let refused = loop {
-        let key = format!("k/{}", acknowledged.len());
-        match store.commit(Transaction::new().put(&key, vec![1; 256 * 1024])).await {
-            Ok(committed) => acknowledged.push((key, committed.done().unwrap())),
-            Err(error) => break (key, error),
-        }
-        assert!(acknowledged.len() < 1000, "the quota is never met");
-    };
-    assert!(matches!(refused.1, StoreError::NoSpace(_)), "{:?}", refused.1);
-    assert!(!refused.1.is_retryable());
-    assert_eq!(store.get(&refused.0).await.unwrap(), None, "refused means not applied");
-    for (key, revision) in &acknowledged {
-        assert_eq!(store.get(key).await.unwrap().map(|entry| entry.modified), Some(*revision), "{key}");
-    }
-    store.keep_alive(lease).await.unwrap();
-    let deleted = acknowledged.iter().fold(Transaction::new(), |deletes, (key, _)| deletes.delete(key));
-    assert!(store.commit(deleted).await.unwrap().done().is_some());
-    assert_eq!(store.range("k/", Page::first(1)).await.unwrap().entries, []);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_pages_are_read_in_smaller_ones() {
     let lab = lab().await;
     let store = lab.store().await;
@@ -284,7 +265,7 @@ async fn an_open_store_has_as_many_watches_at_etcd_as_it_has_watchers() {
     let begun = Instant::now();
     while lab.watchers().await > 0 {
         assert!(begun.elapsed() < DEADLINE, "dropped watches stay");
-        sleep(Duration::from_millis(100)).await;
+        sleep(POLL).await;
     }
 }
 

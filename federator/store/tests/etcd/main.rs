@@ -5,6 +5,7 @@
 mod backup;
 mod contract;
 mod faults;
+mod quota;
 mod restore;
 mod rights;
 mod support;
