@@ -1,6 +1,7 @@
 //! The leased keys of this replica's sessions, on one lease.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ type Held = HashMap<ClusterName, (Epoch, Vec<u8>)>;
 pub struct Presence {
     replica: Arc<str>,
     lease: watch::Receiver<Option<LeaseId>>,
+    /// There is no lease since the store has no space for one.
+    full: Arc<AtomicBool>,
     held: Arc<Mutex<Held>>,
     ended: mpsc::Sender<(ClusterName, u64, bool)>,
 }
@@ -40,6 +43,7 @@ pub struct PresenceKeeper<S> {
     store: S,
     ttl: Duration,
     lease: watch::Sender<Option<LeaseId>>,
+    full: Arc<AtomicBool>,
     held: Arc<Mutex<Held>>,
     ended: mpsc::Receiver<(ClusterName, u64, bool)>,
 }
@@ -48,21 +52,25 @@ pub struct PresenceKeeper<S> {
 pub fn presence<S: Store>(store: S, replica: &str, ttl: Duration) -> (Presence, PresenceKeeper<S>) {
     let (lease, leases) = watch::channel(None);
     let (ended, receiver) = mpsc::channel(ENDED);
-    let held = Arc::default();
-    let presence = Presence { replica: replica.into(), lease: leases, held: Arc::clone(&held), ended };
-    (presence, PresenceKeeper { store, ttl, lease, held, ended: receiver })
+    let (held, full) = (Arc::default(), Arc::default());
+    let presence =
+        Presence { replica: replica.into(), lease: leases, full: Arc::clone(&full), held: Arc::clone(&held), ended };
+    (presence, PresenceKeeper { store, ttl, lease, full, held, ended: receiver })
 }
 
 impl Presence {
     /// The lease to put a cluster's key under, and the value.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] while there is no lease.
+    /// [`StoreError::Unavailable`] while there is no lease, [`StoreError::NoSpace`] when the store is too full to grant one.
     pub async fn offer(&self) -> Result<(LeaseId, Vec<u8>), StoreError> {
         let mut lease = self.lease.clone();
         let found = tokio::time::timeout(LEASE_DEADLINE, lease.wait_for(Option::is_some)).await;
         let lease = found.ok().and_then(Result::ok).and_then(|lease| *lease);
-        let lease = lease.ok_or_else(|| StoreError::Unavailable("the replica has no lease".into()))?;
+        let lease = lease.ok_or_else(|| match self.full.load(Ordering::Relaxed) {
+            true => StoreError::NoSpace("the replica is granted no lease".into()),
+            false => StoreError::Unavailable("the replica has no lease".into()),
+        })?;
         Ok((lease, Value { since_ms: now_ms(), replica: self.replica.to_string() }.encode_to_vec()))
     }
 
@@ -120,7 +128,9 @@ impl<S: Store> PresenceKeeper<S> {
                 kept => return kept,
             }
         }
-        let lease = self.store.grant_lease(self.ttl).await?;
+        let granted = self.store.grant_lease(self.ttl).await;
+        self.full.store(matches!(granted, Err(StoreError::NoSpace(_))), Ordering::Relaxed);
+        let lease = granted?;
         self.lease.send_replace(Some(lease));
         let held: Vec<_> = {
             let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);

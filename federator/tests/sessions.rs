@@ -261,11 +261,7 @@ async fn a_full_store_refuses_records_for_now_and_ends_no_session() {
     assert!(refusal.detail.contains("full"), "{}", refusal.detail);
     assert_eq!(results[1].refusal.clone().unwrap().reason(), Reason::NotYours, "its own fault stays its own");
     // Whoever opens a session now to publish is told the same; who only reads needs no space.
-    let hello = Hello { versions: vec![1], publisher: true, ..Hello::default() };
-    let hello = SessionRequest { request: Some(Request::Hello(hello)) };
-    let refused = FederationClient::new(plane.channel("west")).session(tokio_stream::iter([hello])).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
-    assert!(refused.message().contains("store is full"), "{refused}");
+    says_that_the_store_is_full(&plane).await;
     let mut north = plane.client("north", &["shop"], false, SessionCursor::default()).await;
     assert_eq!(north.next_record().await, first);
     drop(north);
@@ -281,6 +277,29 @@ async fn a_full_store_refuses_records_for_now_and_ends_no_session() {
     let cache = plane.replica(0).replica.cache.clone();
     eventually("both are there", || cache.read(|index| index.len()) == 2).await;
     eventually("one session is left", || plane.replica(0).replica.registry.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_starts_on_a_full_store_says_so_to_publishers_and_serves_readers() {
+    let mut plane = Plane::start().await;
+    let mut east = plane.client("east", &["shop"], true, SessionCursor::default()).await;
+    let first = plane.sign("east", 10, &key("a"), &export("a"));
+    east.publish(first.clone()).await.unwrap();
+    plane.store.set_full(true);
+    // Clients try the last one first. It is granted no lease.
+    plane.serve().await;
+    says_that_the_store_is_full(&plane).await;
+    let mut north = plane.client("north", &["shop"], false, SessionCursor::default()).await;
+    assert_eq!(north.welcome.replica, "federator-1");
+    assert_eq!(north.next_record().await, first);
+}
+
+async fn says_that_the_store_is_full(plane: &Plane) {
+    let hello = Hello { versions: vec![1], publisher: true, ..Hello::default() };
+    let hello = SessionRequest { request: Some(Request::Hello(hello)) };
+    let refused = FederationClient::new(plane.channel("west")).session(tokio_stream::iter([hello])).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("store is full"), "{refused}");
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ async fn all_replicas_are_replaced_in_turn_under_changes_and_nothing_is_lost_or_
             publisher.publish(vec![plane.sign("east", 10 + said, &key(&name), &export(&name))]);
             // One change after the other: each is stored before the next.
             let deadline = std::time::Duration::from_secs(20);
-            let sequence = tokio::time::timeout(deadline, acknowledged.recv()).await.expect("it is stored").unwrap();
+            let sequence = tokio::time::timeout(deadline, acknowledged.recv()).await.unwrap().unwrap();
             assert_eq!(sequence, 10 + said);
         }
         said

@@ -136,7 +136,7 @@ impl Plane {
     pub(crate) async fn replace(&mut self, number: usize) {
         let old = &mut self.replicas[number];
         old.process.trigger_drain();
-        tokio::time::timeout(Duration::from_secs(20), &mut old.task).await.expect("it ends").unwrap();
+        tokio::time::timeout(Duration::from_secs(20), &mut old.task).await.unwrap().unwrap();
         let address = old.address;
         let listener = TcpListener::bind(address).await.unwrap();
         self.replicas[number] = self.serving(format!("federator-{number}-new"), listener).await;
@@ -155,15 +155,16 @@ impl Plane {
     /// All replicas end, the store is written to a file, and another replica starts on it.
     pub(crate) async fn export(self, to: &Path) -> Self {
         let same = self.file;
-        self.pause(same, async |file| backup::export(embedded(file), "federator", to).await.map(drop)).await
+        let write = async |file| Box::pin(backup::export(embedded(file), "federator", to)).await.map(drop);
+        Box::pin(self.pause(same, write)).await
     }
 
     /// All replicas end; another one starts on a store that was empty before the file was read into it.
     pub(crate) async fn import(self, from: &Path) -> Self {
         let imported = "imported.redb";
         let file = self.directory.path().join(imported);
-        backup::import(embedded(file), "federator", from).await.unwrap();
-        self.pause(imported, async |_| Ok(())).await
+        Box::pin(backup::import(embedded(file), "federator", from)).await.unwrap();
+        Box::pin(self.pause(imported, async |_| Ok(()))).await
     }
 
     /// All replicas end, something is done to the closed file, and another replica starts on the `next` one.

@@ -218,7 +218,7 @@ async fn a_control_plane_of_the_contract_before_publishes_hears_acknowledges_and
     assert!(results[0].revision > 0 && results[0].refusal.is_none(), "{results:?}");
     assert_eq!((results[0].key.as_str(), results[0].sequence), ("exports/shop/cart", 10));
     assert_eq!(results[1].refusal.as_ref().unwrap().reason(), before::refusal::Reason::NotYours);
-    assert_eq!(west.records().await, [cart.clone()]);
+    assert_eq!(west.records().await, std::slice::from_ref(&cart));
     assert_eq!(north.next_record().await, today(&cart), "the client of today hears the same bytes");
     let gateways = plane.sign("north", 12, &RecordKey::Gateways, &Payload::Gateways(Vec::new()));
     assert_eq!(north.publish(gateways.clone()).await, Ok(()));

@@ -1,5 +1,5 @@
-//! A store that can be told to have no space left, as etcd after its quota is used up: puts of records are refused, the rest
-//! goes on.
+//! A store that can be told to have no space left, as etcd after its quota is used up: puts and new leases are refused, the
+//! rest goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +48,9 @@ impl Store for Tight {
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(StoreError::NoSpace("etcdserver: mvcc: database space exceeded".into()));
+        }
         self.inner.grant_lease(ttl).await
     }
 
