@@ -145,6 +145,7 @@ async fn sessions_of_a_replica_that_dies_resume_at_the_other_without_a_snapshot(
         lab.federation.federators[dying].ready(READY).await.unwrap();
     }
     assert!(moved >= lab.clusters.len(), "both died, so every session moved at least once: {moved}");
+    shown_to_the_operator(lab).await;
     stage.end().await;
 }
 
@@ -244,6 +245,26 @@ async fn stored_exports(lab: &Lab, replica: u8) -> anyhow::Result<usize> {
     let page = debug(lab, replica).await?;
     let usage = page["usage"].as_array().into_iter().flatten();
     Ok(usage.filter_map(|usage| usage["exports"].as_u64()).sum::<u64>().try_into()?)
+}
+
+/// `isthmus status` finds every cluster's session at some replica, in step.
+async fn shown_to_the_operator(lab: &Lab) {
+    let addresses = (0..REPLICAS).map(|replica| format!("{}:15020", lab.federation.federator_address(replica)));
+    let addresses: Vec<_> = addresses.collect();
+    let named = addresses.iter().flat_map(|address| ["--federator", address.as_str()]);
+    let arguments: Vec<&str> = ["status", "-o", "json"].into_iter().chain(named).collect();
+    let operator = lab.clusters[0].operator();
+    wait::until("the command shows every session", READY, || async {
+        let report: serde_json::Value = serde_json::from_str(&operator.isthmus(&arguments).await?)?;
+        let replicas = report["replicas"].as_array().into_iter().flatten();
+        let sessions = replicas.flat_map(|replica| replica["sessions"].as_array().into_iter().flatten());
+        let since = |session: &serde_json::Value| session["sinceMs"].as_u64().is_some_and(|since| since > 0);
+        let publishers = sessions.filter(|session| session["publisher"] == true && since(session)).count();
+        ensure!(report["healthy"] == true && publishers == lab.clusters.len(), "{report}");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 /// How many clusters have a session at a replica.
