@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use federation_store::{
-    Change, FollowError, Followed, Revision, Snapshot, Store, StoreError, WatchBatch, follow, layout,
+    Change, Entry, FollowError, Followed, Revision, Snapshot, Store, StoreError, WatchBatch, follow, layout,
 };
 use tokio::sync::watch;
 use tracing::error;
@@ -66,10 +66,7 @@ impl Cache {
         snapshot.entries.sort_by_key(|entry| entry.modified);
         let (alive, records): (Vec<_>, Vec<_>) =
             snapshot.entries.into_iter().partition(|entry| entry.key.starts_with(layout::ALIVE));
-        // Each entry goes as soon as it is read: the next record lies where it was, and the heap keeps no holes.
-        for entry in records {
-            put(&mut index, &entry.key, entry.modified, &entry.value);
-        }
+        Packed::of(records).put_into(&mut index);
         index.reach(snapshot.revision);
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
         self.liveness.replace(alive.iter().map(|entry| (entry.key.as_str(), &entry.value)));
@@ -167,6 +164,38 @@ impl Cache {
     #[must_use]
     pub fn incarnation(&self) -> &str {
         &self.incarnation
+    }
+}
+
+/// Entries in one piece. They come in many small pieces between which records would lie scattered, the room between them
+/// lost for as long as the records are there. These are made once all those pieces are free.
+struct Packed {
+    bytes: Vec<u8>,
+    /// Revision, and the lengths of the key and of the value, one behind the other.
+    entries: Vec<(Revision, usize, usize)>,
+}
+
+impl Packed {
+    fn of(entries: Vec<Entry>) -> Self {
+        let bytes = entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
+        let mut packed = Self { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries.len()) };
+        for entry in entries {
+            packed.bytes.extend_from_slice(entry.key.as_bytes());
+            packed.bytes.extend_from_slice(&entry.value);
+            packed.entries.push((entry.modified, entry.key.len(), entry.value.len()));
+        }
+        packed
+    }
+
+    fn put_into(&self, index: &mut Index) {
+        let mut rest = self.bytes.as_slice();
+        for (revision, key, value) in &self.entries {
+            let (entry, behind) = rest.split_at(key + value);
+            let (key, value) = entry.split_at(*key);
+            // The key was text before it was packed.
+            put(index, std::str::from_utf8(key).unwrap_or_default(), *revision, value);
+            rest = behind;
+        }
     }
 }
 

@@ -19,8 +19,8 @@
 //!   write, with its [`quota`]; [`collect`], what may be deleted.
 //! - [`cache`] keeps the index equal to the store through one watch; [`publish`] commits; [`liveness`] and [`presence`] are
 //!   who is connected, apart from what exists.
-//! - [`session`] drives one control-plane's stream; [`rpc`] serves them as `federation.v1`; [`registry`] and [`metrics`]
-//!   show them to operators.
+//! - [`session`] drives one control-plane's stream; [`rpc`] opens them, and `wire` frames what they say as `federation.v1`;
+//!   [`registry`] and [`metrics`] show them to operators.
 //!
 //! Invariants:
 //! - The caller's cluster comes from its certificate. It can write only records under its own publish key, and only from
@@ -52,5 +52,6 @@ pub mod rpc;
 pub mod scale {}
 pub mod session;
 pub mod trust;
+mod wire;
 
 pub use config::Config;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use federation_api::federation::v1::federation_server::FederationServer;
 use federation_store::Store;
 use mesh_runtime::Process;
 use mesh_tls::rpc::{self, AcceptLimits};
@@ -26,9 +25,7 @@ use crate::quota::Quota;
 use crate::registry::Registry;
 use crate::rpc::FederationService;
 use crate::session::Shared;
-
-/// The largest message that a client may send: a hundred records of a large cluster are a tenth of it.
-const MAX_REQUEST_BYTES: usize = 2 * 1024 * 1024;
+use crate::wire::FederationServer;
 
 /// What a replica is made of.
 pub struct Parts<S> {
@@ -98,7 +95,7 @@ impl Replica {
             drain: process.drain(),
         };
         let service = FederationService::new(shared, parts.trust_domain, parts.name);
-        let service = FederationServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let service = FederationServer::new(service);
         let tls = server_config(&parts.identity, &parts.trust, ClientAuth::Required, &[rpc::ALPN]);
         let limits = AcceptLimits {
             handshakes: parts.handshakes,

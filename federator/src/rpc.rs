@@ -1,27 +1,25 @@
 //! `federation.v1`: who may open a session, and its first words.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use federation::ClusterName;
-use federation_api::federation::v1::federation_server::Federation;
 use federation_api::federation::v1::session_response::Response as Message;
-use federation_api::federation::v1::{Hello, Limits, SessionRequest, SessionResponse, Welcome, session_request};
+use federation_api::federation::v1::{Hello, Limits, Welcome, session_request};
 use federation_api::verify::VerifiedMember;
 use federation_store::{Store, StoreError};
-use futures_util::Stream;
 use mesh_tls::rpc::peer;
-use spiffe_identity::{PlaneRole, TrustDomain};
+use spiffe_identity::{PlaneRole, SpiffeId, TrustDomain};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status};
 use tracing::info;
 
 use crate::admission::Epoch;
 use crate::protocol::{Protocol, Violation, negotiate, resumes};
 use crate::publish::take_epoch;
-use crate::session::{RESPONSES, Session, SessionEnd, Shared, response};
+use crate::session::{RESPONSES, Session, SessionEnd, Shared};
+use crate::wire::{Requests, framed};
 
 /// A session must say hello within this time.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -44,9 +42,20 @@ impl<S: Store> FederationService<S> {
         Self { shared, trust_domain, replica }
     }
 
+    /// Opens a session: what is to be told in it, message by message.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn session(
+        &self,
+        request: Request<Requests>,
+    ) -> Result<mpsc::Receiver<Result<Bytes, Status>>, Status> {
+        let member = self.authorize(peer(&request)?).await?;
+        self.open(member, request.into_inner()).await
+    }
+
     /// The caller's membership, by its certificate.
-    async fn authorize<T>(&self, request: &Request<T>) -> Result<Arc<VerifiedMember>, Status> {
-        let id = peer(request)?;
+    async fn authorize(&self, id: SpiffeId) -> Result<Arc<VerifiedMember>, Status> {
         if *id.trust_domain() != self.trust_domain {
             return Err(Status::permission_denied(format!("{id} is not of the federation {}", self.trust_domain)));
         }
@@ -66,8 +75,8 @@ impl<S: Store> FederationService<S> {
     async fn open(
         &self,
         member: Arc<VerifiedMember>,
-        mut requests: Streaming<SessionRequest>,
-    ) -> Result<ReceiverStream<Result<SessionResponse, Status>>, Status> {
+        mut requests: Requests,
+    ) -> Result<mpsc::Receiver<Result<Bytes, Status>>, Status> {
         let hello = tokio::time::timeout(HELLO_DEADLINE, hello(&mut requests))
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came in time"))??;
@@ -88,10 +97,12 @@ impl<S: Store> FederationService<S> {
         let (responses, stream) = mpsc::channel(RESPONSES);
         let welcome = self.welcome(version, epoch.as_ref(), resumed);
         // The channel is new and empty: this does not wait.
-        let _ = responses.send(Ok(response(Message::Welcome(welcome)))).await;
+        let _ = responses.send(Ok(framed(Message::Welcome(welcome)))).await;
         info!(%cluster, replica = %hello.replica, publisher = hello.publisher, resumed, "session opened");
         let (shared, keeps_refused) = (self.shared.clone(), hello.keeps_refused);
-        let session = Session { shared, member, epoch, keeps_refused, protocol, entry, responses: responses.clone() };
+        // Boxed: a future has a place for its arguments and one for what it does with them.
+        let session =
+            Box::new(Session { shared, member, epoch, keeps_refused, protocol, entry, responses: responses.clone() });
         let metrics = self.shared.metrics.clone();
         metrics.opened(resumed);
         tokio::spawn(async move {
@@ -101,7 +112,7 @@ impl<S: Store> FederationService<S> {
             // A peer that reads nothing is not waited for.
             let _ = responses.try_send(Err(end.status()));
         });
-        Ok(ReceiverStream::new(stream))
+        Ok(stream)
     }
 
     /// A client that comes from another replica may have seen more than this one: it is given the time to see it too.
@@ -146,22 +157,9 @@ impl<S: Store> FederationService<S> {
     }
 }
 
-async fn hello(requests: &mut Streaming<SessionRequest>) -> Result<Hello, Status> {
+async fn hello(requests: &mut Requests) -> Result<Hello, Status> {
     match requests.message().await?.and_then(|request| request.request) {
         Some(session_request::Request::Hello(hello)) => Ok(hello),
         _ => Err(Status::invalid_argument("the first request must be a hello")),
-    }
-}
-
-#[tonic::async_trait]
-impl<S: Store> Federation for FederationService<S> {
-    type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionResponse, Status>> + Send>>;
-
-    async fn session(
-        &self,
-        request: Request<Streaming<SessionRequest>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
-        let member = self.authorize(&request).await?;
-        Ok(Response::new(Box::pin(self.open(member, request.into_inner()).await?)))
     }
 }

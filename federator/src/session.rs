@@ -5,16 +5,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use federation::ClusterName;
 use federation_api::federation::v1::session_response::Response;
-use federation_api::federation::v1::{GoAway, PublishResult, SessionRequest, SessionResponse};
+use federation_api::federation::v1::{GoAway, PublishResult, SessionRequest};
 use federation_api::verify::VerifiedMember;
 use federation_store::{Store, StoreError};
 use mesh_runtime::DrainWatcher;
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::{info, warn};
 
 use crate::admission::Epoch;
@@ -26,6 +27,7 @@ use crate::presence::Presence;
 use crate::protocol::{Heard, Protocol, Violation};
 use crate::publish::Publisher;
 use crate::registry::{Entry, Registry};
+use crate::wire::{Requests, Responses, framed};
 
 /// Responses that may wait for a slow receiver.
 pub const RESPONSES: usize = 2;
@@ -109,7 +111,6 @@ impl SessionEnd {
 }
 
 type Publishing = Pin<Box<dyn Future<Output = Result<Vec<PublishResult>, StoreError>> + Send>>;
-type Responses = mpsc::Sender<Result<SessionResponse, Status>>;
 
 /// A session after its hello.
 pub struct Session<S> {
@@ -125,7 +126,7 @@ pub struct Session<S> {
 
 impl<S: Store> Session<S> {
     /// Runs until either side ends it.
-    pub(crate) async fn run(mut self, requests: Streaming<SessionRequest>) -> SessionEnd {
+    pub(crate) async fn run(mut self: Box<Self>, requests: Requests) -> SessionEnd {
         let end = self.converse(requests).await;
         if let Some(epoch) = &self.epoch {
             self.shared.presence.release(self.member.cluster(), epoch.number, end.silent()).await;
@@ -133,7 +134,7 @@ impl<S: Store> Session<S> {
         end
     }
 
-    async fn converse(&mut self, mut requests: Streaming<SessionRequest>) -> SessionEnd {
+    async fn converse(&mut self, mut requests: Requests) -> SessionEnd {
         let mut round = self.shared.cache.round();
         let mut liveness = self.shared.cache.liveness().watch();
         liveness.mark_changed();
@@ -231,7 +232,7 @@ impl<S: Store> Session<S> {
     }
 
     /// Tells the next part of what the receiver lacks.
-    fn tell(&mut self, permit: mpsc::Permit<'_, Result<SessionResponse, Status>>) -> Result<(), SessionEnd> {
+    fn tell(&mut self, permit: mpsc::Permit<'_, Result<Bytes, Status>>) -> Result<(), SessionEnd> {
         let now = Instant::now().into_std();
         let protocol = &mut self.protocol;
         match self.shared.cache.read(|index| protocol.next(index, now))? {
@@ -240,7 +241,7 @@ impl<S: Store> Session<S> {
                 if let Response::Changes(changes) = &next {
                     self.shared.metrics.told(changes.records.len(), changes.encoded_len());
                 }
-                permit.send(Ok(response(next)));
+                permit.send(Ok(framed(next)));
             }
         }
         Ok(())
@@ -253,7 +254,7 @@ impl<S: Store> Session<S> {
         let wait = spread.mul_f64(rand::random::<f64>());
         let retry_after_ms = u32::try_from(wait.as_millis()).unwrap_or(0);
         let away = Response::GoAway(GoAway { reason: "draining".to_owned(), retry_after_ms });
-        if timeout(AWAY_DEADLINE, self.responses.send(Ok(response(away)))).await.is_err() {
+        if timeout(AWAY_DEADLINE, self.responses.send(Ok(framed(away)))).await.is_err() {
             warn!(cluster = %self.member.cluster(), "the receiver reads nothing: cut off without a word");
         }
         SessionEnd::Draining
@@ -272,9 +273,4 @@ async fn answer(publishing: &mut Option<Publishing>) -> Result<Vec<PublishResult
 async fn wait(changes: &mut watch::Receiver<u64>, due: Instant) -> Result<(), watch::error::RecvError> {
     sleep_until(due).await;
     changes.changed().await
-}
-
-/// A response around one message.
-pub(crate) fn response(message: Response) -> SessionResponse {
-    SessionResponse { response: Some(message) }
 }

@@ -54,7 +54,7 @@ pub struct Speaker {
     pub generation: u64,
 }
 
-/// A stored record.
+/// A stored record: 56 bytes and those of its value, of which there are a hundred thousand.
 #[derive(Debug)]
 pub struct Record {
     /// The revision that wrote it.
@@ -66,11 +66,13 @@ pub struct Record {
     /// The signed envelope as it is stored.
     value: Box<[u8]>,
     /// Where the record's key lies in the value.
-    key: (u32, u16),
-    kind: Kind,
+    key_start: u32,
+    key_length: u16,
     withdrawn: bool,
     replaced: AtomicBool,
 }
+
+const _: () = assert!(size_of::<Record>() == 56);
 
 impl Record {
     /// The cluster that speaks.
@@ -88,8 +90,12 @@ impl Record {
     /// The record's key, as text.
     #[must_use]
     pub fn key(&self) -> &str {
-        let (start, length) = (self.key.0 as usize, usize::from(self.key.1));
-        std::str::from_utf8(&self.value[start..start + length]).unwrap_or_default()
+        std::str::from_utf8(self.key_bytes()).unwrap_or_default()
+    }
+
+    fn key_bytes(&self) -> &[u8] {
+        let (start, length) = (self.key_start as usize, usize::from(self.key_length));
+        &self.value[start..start + length]
     }
 
     /// The namespace, if it belongs to one.
@@ -101,7 +107,13 @@ impl Record {
     /// What it is about.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        self.kind
+        // No two kinds of keys begin alike, and a record with another key is not taken.
+        match self.key_bytes().first() {
+            Some(b'e') => Kind::Export,
+            Some(b's') => Kind::Slice,
+            Some(b'g') => Kind::Gateways,
+            _ => Kind::Heads,
+        }
     }
 
     /// It says that the key has no value any more.
@@ -113,7 +125,7 @@ impl Record {
     /// It counts against the quota of exports.
     #[must_use]
     pub fn is_live_export(&self) -> bool {
-        !self.withdrawn && matches!(self.kind, Kind::Export | Kind::Slice)
+        !self.withdrawn && matches!(self.kind(), Kind::Export | Kind::Slice)
     }
 
     /// Bytes of the stored envelope.
@@ -204,19 +216,17 @@ impl Names {
             return Err(Unreadable::Elsewhere(format!("{} of {}", statement.key, statement.cluster)));
         }
         let key: RecordKey = statement.key.parse()?;
-        let kind = match &key {
-            RecordKey::Export(_) => Kind::Export,
-            RecordKey::Slice(..) => Kind::Slice,
-            RecordKey::Gateways => Kind::Gateways,
-            RecordKey::Heads => Kind::Heads,
-            _ => return Err(Unreadable::Elsewhere(statement.key)),
-        };
+        let known = matches!(key, RecordKey::Export(_) | RecordKey::Slice(..) | RecordKey::Gateways | RecordKey::Heads);
+        if !known {
+            return Err(Unreadable::Elsewhere(statement.key));
+        }
         let speaker = Arc::new(Speaker { cluster: ClusterName::parse(cluster)?, generation: statement.generation });
         let speaker = shared(&mut self.speakers, speaker);
         let namespace = key.namespace().map(|namespace| shared(&mut self.namespaces, Arc::new(namespace.clone())));
         let place = value.windows(name.len()).position(|window| window == name.as_bytes());
         let place = place.and_then(|place| u32::try_from(place).ok());
-        let key = place.zip(u16::try_from(name.len()).ok());
+        let place = place.zip(u16::try_from(name.len()).ok());
+        let (key_start, key_length) = place.ok_or_else(|| Unreadable::Elsewhere(name.to_owned()))?;
         let heads = match &statement.payload {
             Some(statement::Payload::Heads(heads)) => Some(heads.heads.clone()),
             _ => None,
@@ -227,8 +237,8 @@ impl Names {
             speaker,
             namespace,
             value: value.into(),
-            key: key.ok_or_else(|| Unreadable::Elsewhere(name.to_owned()))?,
-            kind,
+            key_start,
+            key_length,
             withdrawn: matches!(statement.payload, Some(statement::Payload::Withdrawal(_))),
             replaced: AtomicBool::new(false),
         };
