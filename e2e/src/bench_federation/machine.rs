@@ -20,6 +20,9 @@ const READY: Duration = Duration::from_secs(120);
 const TICKS: f64 = 100.0;
 /// Where etcd's lab has the members' metrics.
 const ETCD_METRICS: u16 = 2382;
+/// What each member counts of its clients' calls, and which of them are reads.
+const CALLS: &str = "grpc_server_handled_total{";
+const RANGE: &str = "grpc_method=\"Range\"";
 
 /// The replicas, running or not.
 pub(super) struct Replicas {
@@ -160,8 +163,10 @@ pub(super) struct Etcd {
     pub(super) proposals: f64,
     /// Keys put.
     pub(super) puts: f64,
-    /// Reads, all members together.
-    pub(super) ranges: f64,
+    /// Keys that each member looked up by itself: what transactions compare.
+    pub(super) compared: f64,
+    /// Reads that were asked for, of all members together.
+    pub(super) reads: f64,
     /// Watches, all members together.
     pub(super) watchers: f64,
 }
@@ -182,7 +187,10 @@ impl Etcd {
             // Every member applies what all have agreed on.
             sum.proposals = sum.proposals.max(counter("etcd_server_proposals_committed_total")?);
             sum.puts = sum.puts.max(counter("etcd_mvcc_put_total")?);
-            sum.ranges += counter("etcd_mvcc_range_total")?;
+            let calls = text.lines().filter(|line| line.starts_with(CALLS) && line.contains(RANGE));
+            let reads: f64 = calls.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+            sum.reads += reads;
+            sum.compared += (counter("etcd_mvcc_range_total")? - reads) / MEMBERS as f64;
             sum.watchers += counter("etcd_debugging_mvcc_watcher_total")?;
         }
         Ok(sum)
@@ -193,7 +201,8 @@ impl Etcd {
         Self {
             proposals: self.proposals - before.proposals,
             puts: self.puts - before.puts,
-            ranges: self.ranges - before.ranges,
+            compared: self.compared - before.compared,
+            reads: self.reads - before.reads,
             watchers: self.watchers,
         }
     }

@@ -150,10 +150,11 @@ impl Bench {
         say(format!("  cores used: replicas {replicas:.2}, etcd {etcd_cores:.2}, synthetic side {own:.2}"))?;
         let per_change = |number: f64| number / made as f64;
         say(format!(
-            "  etcd for a change: {:.2} proposals, {:.2} puts, {:.2} reads",
+            "  etcd for a change: {:.2} proposals, {:.2} puts; {:.2} keys compared by each member, {:.2} reads asked for",
             per_change(etcd.proposals),
             per_change(etcd.puts),
-            per_change(etcd.ranges)
+            per_change(etcd.compared),
+            per_change(etcd.reads)
         ))?;
         let each = self.replicas.memory()? / self.replica_count() / MIB;
         say(format!("  a replica with its sessions and all records: {each:.1} MiB"))?;
