@@ -14,8 +14,8 @@ use tokio::{
 
 /// A client whose hello may be there already.
 ///
-/// Under load it mostly is when the connection is accepted. Read at once, before the runtime has heard of it, it costs neither a wake-up
-/// nor a timer.
+/// Under load it mostly is when the connection is accepted. Read at once, it costs neither a wake-up nor a timer. Where the runtime has
+/// heard of it already it is read through the runtime, which then knows that it is gone: else the relay would ask in vain.
 pub(super) struct Arriving<'a> {
     stream: &'a mut TcpStream,
     asked: bool,
@@ -35,6 +35,9 @@ impl AsyncRead for Arriving<'_> {
     ) -> Poll<io::Result<()>> {
         if !self.asked {
             self.asked = true;
+            if self.stream.poll_read_ready(context)?.is_ready() {
+                return Pin::new(&mut *self.stream).poll_read(context, buffer);
+            }
             match rustix::io::read(&*self.stream, buffer.initialize_unfilled()) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 outcome => {
