@@ -16,6 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use federation::name::CLUSTER_SUFFIX;
 use federation::{ClusterName, Gateway, GatewayAddress};
 use federation_api::discovery::v1 as wire;
 use tokio::sync::Notify;
@@ -137,6 +138,10 @@ impl Remotes {
     /// Which part of the name leads nowhere.
     pub fn find(&self, server_name: &str) -> Result<Arc<RemoteCluster>, Refusal> {
         let name = ServerName::parse(server_name).ok_or(Refusal::UnknownName)?;
+        if name.host.ends_with(CLUSTER_SUFFIX) {
+            // A cluster's own names mean nothing to another one.
+            return Err(Refusal::UnknownName);
+        }
         let cluster = name.cluster.ok_or(Refusal::NoCluster)?;
         if cluster == self.own.as_str() {
             return Err(Refusal::OwnCluster);

@@ -174,7 +174,7 @@ impl Routes {
         let found = ServerName::parse(server_name).map_or(Err(Refusal::UnknownName), |name| self.look_up(&name));
         match found {
             // What is not known may be no name at all. The rare case pays for telling the two apart.
-            Err(_) if server_name.parse::<Sni>().is_err() => Err(Refusal::UnknownName),
+            Err(_) if server_name.parse::<Sni>().map_or(true, |sni| sni.host.is_local()) => Err(Refusal::UnknownName),
             found => found,
         }
     }

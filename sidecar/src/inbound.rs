@@ -13,6 +13,7 @@
 pub(crate) mod admission;
 pub(crate) mod application;
 pub(crate) mod denials;
+pub(crate) mod exchange;
 mod http;
 mod plaintext;
 pub(crate) mod policy;
@@ -237,16 +238,17 @@ impl Inbound {
             caller: caller.peer.id(),
             federation: serving.federation.as_deref(),
             port: binding.target_port,
+            local: binding.host.is_local().then_some(serving.cluster.as_ref().map_or("", |own| own.as_str())),
             http,
         };
         let Judgement { decision, rule, dry_run } = serving.workload.policies.judge(&call);
         let (method, path) = http.unzip();
         if let Some(would) = dry_run {
-            info!(src.addr = %caller.address, peer.id = %caller.identity, service = %binding.host.service(), port = binding.port.port, method, path, ?would, "dry run of a policy");
+            info!(src.addr = %caller.address, peer.id = %caller.identity, service = binding.host.label(), port = binding.port.port, method, path, ?would, "dry run of a policy");
         }
         let Decision::Denied(policy) = decision else { return Ok(()) };
         if let Some(unsaid) = self.denials.say(Instant::now()) {
-            info!(src.addr = %caller.address, peer.id = %caller.identity, service = %binding.host.service(), port = binding.port.port, method, path, %policy, rule, unsaid, "denied");
+            info!(src.addr = %caller.address, peer.id = %caller.identity, service = binding.host.label(), port = binding.port.port, method, path, %policy, rule, unsaid, "denied");
         }
         Err(policy)
     }
@@ -285,7 +287,7 @@ impl Inbound {
 
     /// The application is asked first: a refusal is still news that the peer can act on.
     async fn opaque(&self, mut stream: Stream, serving: &Serving, caller: Caller, binding: &Binding) {
-        let mut access = Access::new("inbound", "tcp", binding.host.service().to_string().into());
+        let mut access = Access::new("inbound", "tcp", binding.host.label().into());
         access.cluster = Arc::clone(&caller.domain);
         access.peer = Arc::clone(&caller.identity);
         let mut application = match Box::pin(self.application.connect(binding.target_port)).await {

@@ -145,7 +145,7 @@ impl Names {
     /// The answer from this sidecar's state; `None` when the question is not for it.
     async fn own_answer(&self, query: &[u8], source: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
         let host = asked_host(query)?;
-        let entry = self.router.entry(&host).await;
+        let entry = self.router.entry(&host.clone().into()).await;
         let zone = zone(&host, entry.as_ref());
         let mut answer = Vec::new();
         respond(&zone, query, source, transport, &mut answer).map(|_| answer)

@@ -11,13 +11,13 @@ pub(crate) mod route;
 pub(crate) mod state;
 pub(crate) mod upkeep;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use federation::ServiceHost;
+use federation::MeshHost;
 use federation_api::client::discovery::{Discovery, MAX_HOSTS};
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -31,10 +31,12 @@ use crate::service::Service;
 pub(crate) struct Table {
     /// By host, as text.
     pub(crate) services: HashMap<Box<str>, Entry>,
-    /// By clusterset IP.
+    /// By clusterset IP, or cluster IP of a local service.
     pub(crate) addresses: HashMap<IpAddr, Arc<ServiceRoutes>>,
     /// Where services have their addresses; `None` until the control-plane has said it.
     pub(crate) ranges: Option<Arc<[IpNet]>>,
+    /// Cluster IPs of the cluster's own services whose namespaces have opted in.
+    pub(crate) local: Arc<HashSet<IpAddr>>,
 }
 
 /// What is known of one host.
@@ -42,7 +44,7 @@ pub(crate) struct Table {
 pub(crate) enum Entry {
     /// A service.
     Known(Arc<ServiceRoutes>),
-    /// No cluster exports it, as was said then.
+    /// No cluster exports it, or its namespace has not opted in, as was said then.
     Absent(Instant),
 }
 
@@ -103,13 +105,23 @@ impl Router {
 
     /// Whether an address may be a service's: nobody needs to be asked about others.
     pub(crate) fn may_be_vip(&self, address: IpAddr) -> bool {
+        self.shared.table.load().local.contains(&address) || self.is_of_clusterset(address)
+    }
+
+    /// Whether an address is one of the clusterset, as far as is known.
+    pub(crate) fn is_of_clusterset(&self, address: IpAddr) -> bool {
         let table = self.shared.table.load();
         table.ranges.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(&address)))
     }
 
+    /// Tells of every change of what is known from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.revision.subscribe()
+    }
+
     /// What is known of a host once it is known, for whoever answers names; `None` when it stays unknown for the lookup's
     /// deadline.
-    pub(crate) async fn entry(&self, host: &ServiceHost) -> Option<Entry> {
+    pub(crate) async fn entry(&self, host: &MeshHost) -> Option<Entry> {
         let answer = async {
             let mut revision = self.shared.revision.subscribe();
             loop {
@@ -181,6 +193,7 @@ impl Router {
             Name::Address(address) => table.addresses.get(address)?,
             Name::Host(host) => match table.entry(host)? {
                 Entry::Known(service) => service,
+                Entry::Absent(_) if host.is_local() => return Some(Err(Refusal::NotOptedIn(host.to_string()))),
                 Entry::Absent(_) => return Some(Err(Refusal::UnknownService(host.to_string()))),
             },
         };
@@ -191,7 +204,7 @@ impl Router {
 }
 
 impl Table {
-    fn entry(&self, host: &ServiceHost) -> Option<&Entry> {
+    fn entry(&self, host: &MeshHost) -> Option<&Entry> {
         self.services.get(host.to_string().as_str())
     }
 

@@ -1,4 +1,4 @@
-//! Imported services and the own workload, as discovery says them, parsed once.
+//! Services, imported or the cluster's own, and the own workload, as discovery says them, parsed once.
 
 mod failover;
 
@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use federation::{ClusterName, Gateway, Locality, Port, Protocol, ServiceHost, ServiceId, ZoneCapacity};
+use federation::{ClusterName, Gateway, Locality, MeshHost, Port, Protocol, ServiceId, ZoneCapacity};
 use federation_api::discovery::v1 as wire;
 use federation_api::record::v1 as record;
 use spiffe_identity::SpiffeId;
@@ -33,7 +33,7 @@ impl ResourceError {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Service {
     pub(crate) id: ServiceId,
-    pub(crate) host: ServiceHost,
+    pub(crate) host: MeshHost,
     pub(crate) addresses: Vec<IpAddr>,
     /// TCP ports only.
     pub(crate) ports: Vec<Port>,
@@ -66,16 +66,44 @@ pub(crate) struct Cluster {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Endpoint {
     pub(crate) id: Arc<str>,
-    /// Where its sidecar takes mesh connections.
-    pub(crate) address: SocketAddr,
+    pub(crate) reach: Reach,
     pub(crate) locality: Locality,
     pub(crate) ready: bool,
     /// At least 1.
     pub(crate) weight: u32,
-    pub(crate) identity: SpiffeId,
+}
+
+/// How an endpoint of the own cluster is reached.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Reach {
+    /// Its sidecar takes mesh connections.
+    Sidecar {
+        /// There.
+        address: SocketAddr,
+        /// As who it must show itself.
+        identity: SpiffeId,
+    },
+    /// It has none, as only a local service's endpoint may: its application is called as it is.
+    Plain {
+        /// The application's.
+        address: IpAddr,
+        /// Where it listens, by the service's port.
+        targets: BTreeMap<u16, u16>,
+    },
 }
 
 impl Cluster {
+    /// Nothing of the clusterset goes without identities, whatever is said.
+    fn of(self, host: &MeshHost) -> Result<Self, ResourceError> {
+        let plain = |endpoint: &Endpoint| matches!(endpoint.reach, Reach::Plain { .. });
+        match self.endpoints.iter().position(plain) {
+            Some(place) if !host.is_local() => {
+                Err(ResourceError::new(format!("endpoints[{place}].identity"), "is missing"))
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// Capacity by zone: of the own cluster as its endpoints are at this moment, of another as it says.
     pub(crate) fn capacity(&self, own: bool) -> Vec<ZoneCapacity> {
         if !own {
@@ -91,7 +119,7 @@ impl TryFrom<wire::Service> for Service {
     fn try_from(wire: wire::Service) -> Result<Self, ResourceError> {
         let id = ServiceId::parse_parts(&wire.namespace, &wire.name)
             .map_err(|error| ResourceError::new("namespace, name", error))?;
-        let host: ServiceHost = wire.host.parse().map_err(|error| ResourceError::new("host", error))?;
+        let host: MeshHost = wire.host.parse().map_err(|error| ResourceError::new("host", error))?;
         if *host.service() != id {
             return Err(ResourceError::new("host", format!("{host} is not the host of {id}")));
         }
@@ -103,7 +131,8 @@ impl TryFrom<wire::Service> for Service {
             .into_iter()
             .enumerate()
             .map(|(place, cluster)| {
-                Cluster::try_from(cluster).map_err(|error| error.within(&format!("clusters[{place}]")))
+                let cluster = Cluster::try_from(cluster).and_then(|cluster| cluster.of(&host));
+                cluster.map_err(|error| error.within(&format!("clusters[{place}]")))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -162,14 +191,21 @@ impl TryFrom<wire::Endpoint> for Endpoint {
 
     fn try_from(wire: wire::Endpoint) -> Result<Self, ResourceError> {
         let address: IpAddr = wire.address.parse().map_err(|error| ResourceError::new("address", error))?;
-        let port = u16::try_from(wire.mesh_port).map_err(|error| ResourceError::new("mesh_port", error))?;
+        let port = |field: &str, number: u32| u16::try_from(number).map_err(|error| ResourceError::new(field, error));
+        let mesh_port = port("mesh_port", wire.mesh_port)?;
+        let reach = if mesh_port == 0 && wire.identity.is_empty() {
+            let target = |(of, target): (&u32, &u32)| Ok((port("targets", *of)?, port("targets", *target)?));
+            Reach::Plain { address, targets: wire.targets.iter().map(target).collect::<Result<_, ResourceError>>()? }
+        } else {
+            let identity = wire.identity.parse().map_err(|error| ResourceError::new("identity", error))?;
+            Reach::Sidecar { address: SocketAddr::new(address, mesh_port), identity }
+        };
         Ok(Self {
             id: wire.id.into(),
-            address: SocketAddr::new(address, port),
+            reach,
             locality: locality(wire.locality)?,
             ready: wire.ready,
             weight: wire.weight.max(1),
-            identity: wire.identity.parse().map_err(|error| ResourceError::new("identity", error))?,
         })
     }
 }
@@ -204,10 +240,10 @@ pub(crate) struct Workload {
     pub(crate) policies: Policies,
 }
 
-/// A port of an exported service that the workload answers.
+/// A port of an exported service, or of a local one, that the workload answers.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Binding {
-    pub(crate) host: ServiceHost,
+    pub(crate) host: MeshHost,
     /// The host as text: compared with every request's authority.
     pub(crate) host_text: String,
     pub(crate) port: Port,
@@ -216,7 +252,7 @@ pub(crate) struct Binding {
 
 impl Workload {
     /// The binding of a service's port.
-    pub(crate) fn binding(&self, host: &ServiceHost, port: u16) -> Option<&Arc<Binding>> {
+    pub(crate) fn binding(&self, host: &MeshHost, port: u16) -> Option<&Arc<Binding>> {
         self.bindings.iter().find(|binding| binding.port.port == port && binding.host == *host)
     }
 }
@@ -244,7 +280,7 @@ impl TryFrom<wire::Binding> for Binding {
     type Error = ResourceError;
 
     fn try_from(wire: wire::Binding) -> Result<Self, ResourceError> {
-        let host: ServiceHost = wire.host.parse().map_err(|error| ResourceError::new("host", error))?;
+        let host: MeshHost = wire.host.parse().map_err(|error| ResourceError::new("host", error))?;
         let port = wire.port.ok_or_else(|| ResourceError::new("port", "is missing"))?;
         let target_port = u16::try_from(wire.target_port).ok().filter(|port| *port > 0);
         Ok(Self {
@@ -338,7 +374,9 @@ mod tests {
         let service = Service::try_from(wire_service()).unwrap();
         assert_eq!(service.ports.len(), 1);
         let cluster = &service.clusters[0];
-        assert_eq!(cluster.endpoints[0].address, "10.0.0.1:15008".parse().unwrap());
+        let address = "10.0.0.1:15008".parse().unwrap();
+        let identity = "spiffe://east.mesh.example/ns/shop/sa/cart".parse().unwrap();
+        assert_eq!(cluster.endpoints[0].reach, Reach::Sidecar { address, identity });
         let capacity = ZoneCapacity { locality: Locality::new("r", "a"), total: 1, ready: 1 };
         assert_eq!(cluster.capacity(true), [capacity]);
         assert_eq!(cluster.capacity(false), []);
@@ -353,6 +391,22 @@ mod tests {
         let service = Service::try_from(wire).unwrap();
         let capacity = ZoneCapacity { locality: Locality::new("r", "a"), total: 8, ready: 5 };
         assert_eq!(service.clusters[0].capacity(true), [capacity], "one of no weight counts as 1");
+    }
+
+    #[test]
+    fn only_a_local_services_endpoint_may_go_without_a_sidecar() {
+        let mut wire = wire_service();
+        let endpoint = &mut wire.clusters[0].endpoints[0];
+        (endpoint.mesh_port, endpoint.targets) = (0, [(80, 8080)].into());
+        endpoint.identity.clear();
+        let error = Service::try_from(wire.clone()).unwrap_err().to_string();
+        assert_eq!(error, "clusters[0].endpoints[0].identity: is missing");
+        wire.host = "cart.shop.svc.cluster.local".to_owned();
+        let service = Service::try_from(wire.clone()).unwrap();
+        let plain = Reach::Plain { address: "10.0.0.1".parse().unwrap(), targets: [(80, 8080)].into() };
+        assert_eq!((service.host.is_local(), &service.clusters[0].endpoints[0].reach), (true, &plain));
+        wire.clusters[0].endpoints[0].targets = [(80, 70_000)].into();
+        assert!(Service::try_from(wire).unwrap_err().to_string().contains("endpoints[0].targets: "));
     }
 
     #[test]

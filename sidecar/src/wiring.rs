@@ -156,7 +156,8 @@ impl Parts {
         process.register(|registry| metrics.register(registry));
         let (identity, trust) = (Identity::empty(), TrustStore::new());
         let loopback = config.workload.addresses.iter().any(|address| address.is_loopback());
-        let dialer = Dialer::new(Resolver::new(loopback), trust.clone(), tasks.clone(), metrics.clone());
+        let resolver = Resolver::new(loopback);
+        let dialer = Dialer::new(resolver, trust.clone(), tasks.clone(), process.drain(), metrics.clone());
         let router = Router::new(config.outbound.lookup_deadline);
         let serving: Arc<Served> = Arc::default();
         let admission = Admission::new(config.inbound.max_requests);

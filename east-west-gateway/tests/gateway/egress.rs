@@ -74,6 +74,8 @@ async fn a_name_without_another_cluster_leads_nowhere_from_inside() {
         out.metric(&format!("{line}{}", if subset.contains(".e-") { 2 } else { 1 })).await;
     }
     assert_eq!(out.session(&authority, "echo.shop.svc.clusterset.local").await.err(), refused);
+    let local = name("c-west").replace("clusterset.local", "cluster.local");
+    assert_eq!(out.session(&authority, &local).await.err(), refused, "a cluster's own names stay in it");
     assert_eq!(out.remotes.apply([RemoteChange::Remove("west")]), []);
     assert_eq!(out.session(&authority, &name("c-west")).await.err(), refused, "it is gone");
     assert_eq!(echo.accepted(), 0);

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   Node ──► Pod ──► EndpointSlice ──► Service ◄── ServiceExport        an arrow: a change there touches that service
+//!                                         ▲
+//!                                     Namespace, where it has opted its Services in
 //! ```
 //!
 //! Pure: changes go in, the services that they touch come out, and [`LocalService`] is computed from the objects alone.
@@ -118,6 +120,13 @@ impl LocalIndex {
         services: impl Iterator<Item = &'a LocalService>,
     ) -> NamespaceWorkloads {
         NamespaceWorkloads::compute(self, namespace, services)
+    }
+
+    /// Whether the namespace has opted its own Services in.
+    fn opted_in(&self, namespace: &Namespace) -> bool {
+        let key = ResourceKey { kind: Kind::Namespace, namespace: None, name: namespace.to_string() };
+        let declared = self.objects.get(&key).map(Arc::as_ref);
+        matches!(declared, Some(Resource::Namespace(namespace)) if namespace.local_services)
     }
 
     /// The id by which an endpoint's sidecar names itself: `<cluster>/<namespace>/<pod>`.
@@ -253,6 +262,16 @@ impl LocalIndex {
 
     fn touch(&mut self, resource: &Resource) {
         match resource {
+            Resource::Namespace(namespace) if namespace.local_services => {
+                let namespace = Some(namespace.name.clone());
+                let first = ResourceKey { kind: Kind::Service, namespace, name: String::new() };
+                let range = self.objects.range(first.clone()..);
+                let same = range.take_while(|(key, _)| key.kind == first.kind && key.namespace == first.namespace);
+                self.touched.services.extend(same.filter_map(|(_, resource)| match resource.as_ref() {
+                    Resource::Service(service) => Some(service.id.clone()),
+                    _ => None,
+                }));
+            }
             Resource::Namespace(_) => {}
             Resource::AccessPolicy(policy) => {
                 self.touched.namespaces.insert(policy.namespace.clone());

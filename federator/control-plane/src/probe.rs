@@ -258,7 +258,7 @@ fn service_to_ask(snapshot: &Snapshot, cluster: &ClusterName) -> Option<(String,
         };
         let port = view.import.ports.iter().find(carried).filter(|_| usable && !exporter.identities.is_empty())?;
         let host = view.import.service.host();
-        let sni = Sni { port: port.port.port, subset: Subset::Cluster(cluster.clone()), host };
+        let sni = Sni { port: port.port.port, subset: Subset::Cluster(cluster.clone()), host: host.into() };
         Some((sni.to_string(), exporter.identities.clone()))
     })
 }

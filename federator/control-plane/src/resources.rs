@@ -4,6 +4,7 @@
 
 mod failover;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,8 +13,8 @@ use federation::merge::Import;
 use federation::{ClusterName, Gateway, ServiceId, ServiceType};
 use federation_api::discovery::v1::access_policy::Action;
 use federation_api::discovery::v1::{
-    self as wire, Absent, AccessPolicy, AccessRule, Binding, Cluster, Endpoint, Mesh, Remote, Resource, Route, Service,
-    TrustBundle, Workload, resource::Resource as Content,
+    self as wire, Absent, AccessPolicy, AccessRule, Binding, Cluster, Endpoint, LocalServices, Mesh, Remote, Resource,
+    Route, Service, TrustBundle, Workload, resource::Resource as Content,
 };
 use federation_api::record::v1 as record;
 use federation_resources::{isthmus, pruned};
@@ -61,7 +62,7 @@ pub fn absent(host: &str) -> Resource {
 #[must_use]
 pub fn service(
     import: &Import,
-    vips: &[std::net::IpAddr],
+    vips: &[IpAddr],
     clusters: &[ExporterView],
     policy: Option<&pruned::FailoverPolicy>,
 ) -> Arc<Resource> {
@@ -102,6 +103,62 @@ fn cluster(import: &Import, view: &ExporterView) -> Cluster {
     }
 }
 
+/// One of the cluster's own services, as it is, for the sidecars of its callers; `None` unless its namespace has opted in.
+#[must_use]
+pub fn local_service(local: &LocalService, cluster: &ClusterName, trust_domain: &str) -> Option<Arc<Resource>> {
+    let service = local.service.as_ref().filter(|_| local.local)?;
+    let namespace = local.id.namespace.as_str();
+    let accounts = local.service_accounts();
+    let with_sidecar = local.endpoints.iter().map(|it| endpoint(it, trust_domain, namespace));
+    let host = local.id.local_host().to_string();
+    let name = format!("service/{host}");
+    let own = Cluster {
+        cluster: cluster.to_string(),
+        identities: accounts.iter().filter_map(|account| identity(trust_domain, namespace, account)).collect(),
+        trust_domain: trust_domain.to_owned(),
+        ports: service.ports.iter().map(|port| port.port.into()).collect(),
+        endpoints: with_sidecar.chain(local.plain.iter().map(|it| plain_endpoint(it, &service.ports))).collect(),
+        ..Cluster::default()
+    };
+    let affinity = service.client_ip_affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    let content = Service {
+        namespace: namespace.to_owned(),
+        name: local.id.name.to_string(),
+        host,
+        vips: service.addresses.iter().map(ToString::to_string).collect(),
+        ports: service.ports.iter().map(Into::into).collect(),
+        r#type: record::ServiceType::ClusterSetIp.into(),
+        client_ip_affinity_seconds: affinity,
+        clusters: vec![own],
+        failover: None,
+    };
+    Some(Arc::new(resource(name, Content::Service(content))))
+}
+
+/// An endpoint without a sidecar: its application is called as it is.
+fn plain_endpoint(endpoint: &LocalEndpoint, ports: &[federation::Port]) -> Endpoint {
+    let target = |port: &federation::Port| Some((port.port.into(), LocalService::target(endpoint, port)?.into()));
+    let tcp = ports.iter().filter(|port| port.protocol == federation::Protocol::Tcp);
+    Endpoint {
+        id: endpoint.id.clone(),
+        address: endpoint.address.to_string(),
+        locality: Some((&endpoint.locality).into()),
+        ready: endpoint.ready,
+        targets: tcp.filter_map(target).collect(),
+        ..Endpoint::default()
+    }
+}
+
+/// `local-services`; `None` where nobody has opted in.
+#[must_use]
+pub fn local_services<'a>(addresses: impl Iterator<Item = &'a IpAddr>) -> Option<Arc<Resource>> {
+    let sorted: std::collections::BTreeSet<&IpAddr> = addresses.collect();
+    let addresses: Vec<String> = sorted.into_iter().map(ToString::to_string).collect();
+    let content = Content::LocalServices(LocalServices { addresses });
+    let resource = |content| Arc::new(resource("local-services".to_owned(), content));
+    Some(content).filter(|it| *it != Content::LocalServices(LocalServices::default())).map(resource)
+}
+
 fn endpoint(endpoint: &LocalEndpoint, trust_domain: &str, namespace: &str) -> Endpoint {
     Endpoint {
         id: endpoint.id.clone(),
@@ -111,6 +168,7 @@ fn endpoint(endpoint: &LocalEndpoint, trust_domain: &str, namespace: &str) -> En
         ready: endpoint.ready,
         identity: identity(trust_domain, namespace, &endpoint.service_account).unwrap_or_default(),
         weight: endpoint.weight,
+        ..Endpoint::default()
     }
 }
 
@@ -209,11 +267,7 @@ fn access_policy(policy: &pruned::AccessPolicy) -> AccessPolicy {
 }
 
 fn binding(binding: &crate::local::Binding) -> Binding {
-    Binding {
-        host: binding.service.host().to_string(),
-        port: Some((&binding.port).into()),
-        target_port: binding.target.into(),
-    }
+    Binding { host: binding.host.to_string(), port: Some((&binding.port).into()), target_port: binding.target.into() }
 }
 
 /// What every proxy must know.

@@ -30,6 +30,12 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceId, Arc<ServiceView>>,
     /// Clusterset IPs.
     pub by_vip: Arc<HashMap<IpAddr, ServiceId>>,
+    /// The cluster's own services whose namespaces have opted in, for sidecars.
+    pub local_services: BTreeMap<ServiceId, Arc<Resource>>,
+    /// Their cluster IPs.
+    pub by_cluster_ip: Arc<HashMap<IpAddr, ServiceId>>,
+    /// Those for sidecars; none where nobody has opted in.
+    pub local_addresses: Option<Arc<Resource>>,
     /// For gateways: exported services.
     pub routes: BTreeMap<ServiceId, Arc<Resource>>,
     /// For gateways: where other clusters are reached.

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// The suffix of every service host, KEP-1645's clusterset zone below `svc`.
 pub const CLUSTERSET_SUFFIX: &str = ".svc.clusterset.local";
 
+/// The suffix of a service's host name in its own cluster.
+pub const CLUSTER_SUFFIX: &str = ".svc.cluster.local";
+
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -186,6 +189,12 @@ impl ServiceId {
     pub fn host(&self) -> ServiceHost {
         ServiceHost(self.clone())
     }
+
+    /// Its host name in its own cluster.
+    #[must_use]
+    pub fn local_host(&self) -> MeshHost {
+        MeshHost::Local(self.clone())
+    }
 }
 
 impl fmt::Display for ServiceId {
@@ -223,14 +232,78 @@ impl fmt::Display for ServiceHost {
 impl FromStr for ServiceHost {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let error = || NameError::Host(text.to_owned());
-        if text.len() > 254 {
-            return Err(NameError::Length { name: text.chars().take(80).collect(), limit: 254 });
+        parse_host(text, CLUSTERSET_SUFFIX).map(ServiceHost)
+    }
+}
+
+fn parse_host(text: &str, suffix: &str) -> Result<ServiceId, NameError> {
+    let error = || NameError::Host(text.to_owned());
+    if text.len() > 254 {
+        return Err(NameError::Length { name: text.chars().take(80).collect(), limit: 254 });
+    }
+    let lower = text.to_ascii_lowercase();
+    let lower = lower.strip_suffix('.').unwrap_or(&lower);
+    let (name, namespace) = lower.strip_suffix(suffix).and_then(|rest| rest.split_once('.')).ok_or_else(error)?;
+    ServiceId::parse_parts(namespace, name).map_err(|_| error())
+}
+
+/// A host name that sidecars have sessions for: a service of the clusterset, or one of their own cluster whose namespace has
+/// opted in. Whatever leaves the cluster (exports, routes of gateways, `clusterset.local`'s zone) speaks of [`ServiceHost`] alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MeshHost {
+    /// `<name>.<namespace>.svc.clusterset.local`
+    ClusterSet(ServiceHost),
+    /// `<name>.<namespace>.svc.cluster.local`
+    Local(ServiceId),
+}
+
+impl MeshHost {
+    /// The service.
+    #[must_use]
+    pub fn service(&self) -> &ServiceId {
+        match self {
+            Self::ClusterSet(host) => host.service(),
+            Self::Local(service) => service,
         }
-        let lower = text.to_ascii_lowercase();
-        let lower = lower.strip_suffix('.').unwrap_or(&lower);
-        let (name, namespace) =
-            lower.strip_suffix(CLUSTERSET_SUFFIX).and_then(|rest| rest.split_once('.')).ok_or_else(error)?;
-        ServiceId::parse_parts(namespace, name).map(ServiceHost).map_err(|_| error())
+    }
+
+    /// Whether it is a service of the own cluster alone.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        matches!(self, Self::Local(_))
+    }
+
+    /// For logs and metrics: `<namespace>/<name>` of the clusterset's services, the host name of the own cluster's.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::ClusterSet(host) => host.service().to_string(),
+            Self::Local(_) => self.to_string(),
+        }
+    }
+}
+
+impl From<ServiceHost> for MeshHost {
+    fn from(host: ServiceHost) -> Self {
+        Self::ClusterSet(host)
+    }
+}
+
+impl fmt::Display for MeshHost {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClusterSet(host) => host.fmt(formatter),
+            Self::Local(service) => write!(formatter, "{}.{}{CLUSTER_SUFFIX}", service.name, service.namespace),
+        }
+    }
+}
+
+impl FromStr for MeshHost {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match parse_host(text, CLUSTER_SUFFIX) {
+            Ok(service) => Ok(Self::Local(service)),
+            Err(_) => text.parse().map(Self::ClusterSet),
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::name::{ClusterName, NameError, ServiceHost};
+use crate::name::{ClusterName, MeshHost, NameError};
 
 /// Why a server name routes nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum SniError {
     /// The subset is not empty, `c-<cluster>` or `c-<cluster>.e-<slot>`.
     #[error("server name {0:?} has an unknown subset")]
     Subset(String),
-    /// The host is no clusterset service.
+    /// The host is no service.
     #[error("server name has no service host: {0}")]
     Host(#[from] NameError),
 }
@@ -42,7 +42,7 @@ pub struct Sni {
     /// Which endpoints.
     pub subset: Subset,
     /// The service.
-    pub host: ServiceHost,
+    pub host: MeshHost,
 }
 
 impl fmt::Display for Sni {

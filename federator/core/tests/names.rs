@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use federation::sni::Subset;
-use federation::{ClusterName, FederationDomain, Namespace, RecordKey, ServiceHost, ServiceId, Sni};
+use federation::{ClusterName, FederationDomain, MeshHost, Namespace, RecordKey, ServiceHost, ServiceId, Sni};
 use proptest::prelude::*;
 
 #[test]
@@ -23,6 +23,21 @@ fn hosts_compare_without_case_and_trailing_dot() {
     assert_eq!(host.to_string(), "shop.default.svc.clusterset.local");
     for bad in ["shop.default.svc.cluster.local", "shop.svc.clusterset.local", "a.b.c.svc.clusterset.local", "", "."] {
         assert!(bad.parse::<ServiceHost>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn hosts_of_the_own_cluster_are_told_from_those_of_the_clusterset() {
+    let host = |text: &str| text.parse::<MeshHost>();
+    let local = host("Cart.Shop.svc.Cluster.local.").unwrap();
+    assert_eq!((local.is_local(), local.to_string().as_str()), (true, "cart.shop.svc.cluster.local"));
+    let clusterset = host("cart.shop.svc.clusterset.local").unwrap();
+    assert_eq!((clusterset.is_local(), clusterset.service()), (false, local.service()));
+    assert_ne!(clusterset, local);
+    assert_eq!((clusterset.label().as_str(), local.label().as_str()), ("shop/cart", "cart.shop.svc.cluster.local"));
+    for bad in ["cart.shop.svc", "shop.svc.cluster.local", "a.b.c.svc.cluster.local", "cart.shop.svc.clusterlocal", ""]
+    {
+        assert!(host(bad).is_err(), "{bad}");
     }
 }
 
@@ -94,7 +109,8 @@ proptest! {
         let service = ServiceId::parse_parts(&namespace, &name).unwrap();
         let cluster = ClusterName::parse(&cluster).unwrap();
         let subset = slot.map_or(Subset::Cluster(cluster.clone()), |slot| Subset::Slot(cluster, slot));
-        let sni = Sni { port, subset, host: service.host() };
+        let host = if port % 2 == 0 { service.host().into() } else { service.local_host() };
+        let sni = Sni { port, subset, host };
         prop_assert_eq!(sni.to_string().parse::<Sni>().unwrap(), sni.clone());
         prop_assert_eq!(sni.to_string().to_ascii_uppercase().parse::<Sni>().unwrap(), sni);
     }
@@ -103,6 +119,7 @@ proptest! {
     fn no_text_panics(text in ".*") {
         let _ = text.parse::<Sni>();
         let _ = text.parse::<ServiceHost>();
+        let _ = text.parse::<MeshHost>();
         let _ = text.parse::<RecordKey>();
         let _ = text.parse::<ServiceId>();
         let _ = Namespace::parse(&text);

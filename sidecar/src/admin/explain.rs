@@ -1,7 +1,7 @@
 //! `POST /debug/explain`: where the next requests to a service go and why, and what would be if something failed.
 //!
 //! ```text
-//!  {"service": "shop/cart", "port": 80, "failed": ["cluster=west"]}    port and failed may be left out
+//!  {"service": "shop/cart", or a host name, "port": 80, "failed": ["cluster=west"]}    port and failed may be left out
 //!  {"service": …, "ports": [{"port": 80, …, "now": {…}, "whatIf": {…} or null}]}
 //! ```
 //!
@@ -11,14 +11,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use balance::{Explanation, Target};
-use federation::ServiceId;
+use federation::name::NameError;
+use federation::{MeshHost, ServiceId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Shown, shown};
 use crate::routing::Entry;
 use crate::routing::route::Route;
-use crate::session::path::{Path, Via};
+use crate::session::path::Path;
 
 /// Things that fail at once in one question, at most.
 const MAX_FAILED: usize = 32;
@@ -33,16 +34,17 @@ pub(super) struct Question {
     failed: Vec<Failed>,
 }
 
-/// `<namespace>/<name>`.
+/// `<namespace>/<name>` of the clusterset, or a host name.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
-struct ServiceName(ServiceId);
+struct ServiceName(MeshHost);
 
 impl TryFrom<String> for ServiceName {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|error| format!("service: {text:?}: {error}"))
+        let host = text.parse().or_else(|_| text.parse::<ServiceId>().map(|service| service.host().into()));
+        host.map(Self).map_err(|error: NameError| format!("service: {text:?}: {error}"))
     }
 }
 
@@ -87,9 +89,9 @@ impl Failed {
             (Kind::Group, Target::Group(name)) => name.as_str(),
             (Kind::Gateway, Target::Gateway(name)) => name.as_str(),
             (Kind::Endpoint, Target::Endpoint(id)) => id.as_str(),
-            (Kind::Endpoint, Target::Member(path)) => match &path.id().via {
-                Via::Endpoint { id, .. } => id,
-                Via::Gateway { .. } => return false,
+            (Kind::Endpoint, Target::Member(path)) => match path.endpoint() {
+                Some(id) => id,
+                None => return false,
             },
             _ => return false,
         };
@@ -110,11 +112,12 @@ pub(super) async fn explain(State(shown): State<Shown>, Json(question): Json<Que
         return Err(refused(StatusCode::BAD_REQUEST, format!("failed: more than {MAX_FAILED}")));
     }
     let table = shown.router.table();
-    let host = service.host().to_string();
+    let host = service.to_string();
+    let service = service.label();
     let unknown = |what: &str| refused(StatusCode::NOT_FOUND, format!("{service}: {what}"));
     let known = match table.services.get(host.as_str()) {
         Some(Entry::Known(known)) => known,
-        Some(Entry::Absent(_)) => return Err(unknown("no cluster exports it")),
+        Some(Entry::Absent(_)) => return Err(unknown("nobody exports it, or its namespace has not opted in")),
         None => return Err(unknown("this sidecar knows nothing of it: its workload has not asked for it yet")),
     };
     let routes: Vec<&Route> =
@@ -141,7 +144,7 @@ pub(super) async fn explain(State(shown): State<Shown>, Json(question): Json<Que
     if let Some((failed, _)) = failed.iter().zip(found).find(|(_, found)| !found) {
         return Err(unknown(&format!("nothing here is {:?} {}", failed.kind, failed.name)));
     }
-    Ok(Json(json!({ "service": service.to_string(), "host": host, "ports": ports })))
+    Ok(Json(json!({ "service": service, "host": host, "ports": ports })))
 }
 
 fn of_port(route: &Route, now: &Explanation<Path>, what_if: Option<&Explanation<Path>>) -> Value {

@@ -4,7 +4,7 @@ use balance::{EjectionExplanation, EndpointId, GatewayName, GroupExplanation, Me
 use serde_json::{Value, json};
 
 use crate::routing::route::Route;
-use crate::session::path::{Path, Via};
+use crate::session::path::Path;
 
 /// What a route's balancer says, in order of use.
 pub(super) fn priorities(route: &Route, priorities: &[PriorityExplanation<Path>]) -> Vec<Value> {
@@ -59,7 +59,8 @@ fn member(member: &MemberExplanation<Path>) -> Value {
     json!({
         "cluster": path.id().cluster.as_str(),
         "via": format!("{:?}", path.id().via),
-        "serverName": path.id().server_name,
+        "secured": path.tls().is_some(),
+        "serverName": path.tls().map(|_| &path.id().server_name),
         "gateway": member.gateway.as_ref().map(GatewayName::as_str),
         "endpoint": endpoint(member),
         "load": member.load,
@@ -84,8 +85,5 @@ fn ejection(ejection: &EjectionExplanation) -> Value {
 
 /// Who answers there: the endpoint itself, or who answered behind the gateway last.
 fn endpoint(member: &MemberExplanation<Path>) -> Option<&str> {
-    match &member.id.id().via {
-        Via::Endpoint { id, .. } => Some(id),
-        Via::Gateway { .. } => member.endpoint.as_ref().map(EndpointId::as_str),
-    }
+    member.id.endpoint().or_else(|| member.endpoint.as_ref().map(EndpointId::as_str))
 }

@@ -78,6 +78,8 @@ struct Shared {
     config: InboundConfig,
     tasks: Tasks,
     ports: Mutex<HashMap<u16, Kept>>,
+    /// Open already, and not used.
+    first: Mutex<Option<TcpStream>>,
 }
 
 /// Connections kept to one port.
@@ -108,11 +110,26 @@ struct Http1 {
 
 impl Application {
     pub(crate) fn new(address: IpAddr, config: InboundConfig, tasks: Tasks) -> Self {
-        Self { shared: Arc::new(Shared { address, config, tasks, ports: Mutex::default() }) }
+        let (ports, first) = Default::default();
+        Self { shared: Arc::new(Shared { address, config, tasks, ports, first }) }
+    }
+
+    /// Uses this connection, too: the first one to the one port that is ever asked for.
+    pub(crate) fn with_first(self, stream: TcpStream) -> Self {
+        *self.shared.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        self
+    }
+
+    fn take_first(&self) -> Option<TcpStream> {
+        let first = self.shared.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.filter(|stream| HangUp::of(stream).is_ok_and(|hang_up| !hang_up.seen()))
     }
 
     /// A new connection to a port.
     pub(crate) async fn connect(&self, port: u16) -> Result<TcpStream, ApplicationError> {
+        if let Some(first) = self.take_first() {
+            return Ok(first);
+        }
         let address = SocketAddr::new(self.shared.address, port);
         let stream = tokio::time::timeout(self.shared.config.connect_timeout, TcpStream::connect(address))
             .await
@@ -208,13 +225,7 @@ impl Application {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ApplicationError::Unprocessed(failure::describe(&error)))?;
-        let application = self.clone();
-        self.shared.tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "connection to the application");
-            }
-            application.forget_closed(port);
-        });
+        self.drive(connection, port);
         Ok(Http1 { sender, hang_up })
     }
 
@@ -228,15 +239,22 @@ impl Application {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ApplicationError::Unprocessed(failure::describe(&error)))?;
-        let application = self.clone();
+        self.drive(connection, port);
+        self.ports().entry(port).or_default().http2 = Some(Http2 { sender: sender.clone(), hang_up });
+        Ok(sender)
+    }
+
+    /// Drives a connection to its end, and keeps nothing alive for that: kept connections end with the last user of this.
+    fn drive(&self, connection: impl Future<Output = hyper::Result<()>> + Send + 'static, port: u16) {
+        let shared = Arc::downgrade(&self.shared);
         self.shared.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "connection to the application");
             }
-            application.forget_closed(port);
+            if let Some(shared) = shared.upgrade() {
+                Self { shared }.forget_closed(port);
+            }
         });
-        self.ports().entry(port).or_default().http2 = Some(Http2 { sender: sender.clone(), hang_up });
-        Ok(sender)
     }
 
     /// Lets connections go that have ended: the look at a socket keeps it open.

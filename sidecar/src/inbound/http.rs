@@ -7,26 +7,25 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use federation::MeshHost;
 use federation::export::ApplicationProtocol;
-use http::header::{CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::header::{HOST, HeaderValue};
+use http::uri::Authority;
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::ext::Protocol;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_runtime::{DrainHold, trace};
 use tracing::{Instrument, Span, debug, field};
 
 use crate::headers;
 use crate::inbound::admission::Admitted;
-use crate::inbound::application::{ApplicationBody, ApplicationError};
+use crate::inbound::exchange::{Exchange, Limited, Own, Upgrade};
 use crate::inbound::{Caller, Inbound, Stream};
+use crate::outbound::port_of;
 use crate::outbound::replay::BodyError;
-use crate::outbound::{port_of, upgrade};
 use crate::service::Binding;
 use crate::session::dial::MAX_FRAME;
 use crate::telemetry::{Access, WayMetrics};
@@ -54,7 +53,7 @@ struct Session {
 
 /// Serves a session whose verdict was good.
 pub(crate) async fn serve(inbound: &Arc<Inbound>, stream: Stream, caller: Caller, binding: Arc<Binding>) {
-    let service: Arc<str> = binding.host.service().to_string().into();
+    let service: Arc<str> = binding.host.label().into();
     let certificate = inbound.identity.spiffe_id().and_then(|by| {
         let leaf = caller.peer.chain().first()?;
         xfcc::forwarded_client_cert(&by, leaf, caller.peer.id())
@@ -115,7 +114,7 @@ impl Session {
         let Some(admitted) = self.inbound.admission.admit() else {
             let own = Own::overloaded();
             (access.status, access.end) = (Some(own.status), own.code);
-            return own.response();
+            return own.response().map(|body| InboundBody::Own(Some(body)));
         };
         let result = Box::pin(self.answer(request, &span)).instrument(span.clone()).await;
         let response = match result {
@@ -128,14 +127,14 @@ impl Session {
             Err(own) => {
                 access.status = Some(own.status);
                 access.end = own.code;
-                own.response()
+                own.response().map(|body| InboundBody::Own(Some(body)))
             }
         };
         span.record("http.response.status_code", response.status().as_u16());
         response
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, span: &Span) -> Result<Response<ApplicationBody>, Own> {
+    async fn answer(&self, mut request: Request<Incoming>, span: &Span) -> Result<Response<Limited>, Own> {
         let started = Instant::now();
         let authority = self.authority(&request)?;
         if request.headers().contains_key(headers::PROBE) {
@@ -145,16 +144,21 @@ impl Session {
         self.permitted(&request)?;
         let http2 = self.binding.port.application_protocol() == ApplicationProtocol::Http2
             || !self.binding.port.declares_protocol() && request.headers().contains_key(headers::HTTP2);
-        let request = self.for_application(request, authority, http2, span);
-        let port = self.binding.target_port;
-        let result = if let Some(upgrade) = upgrade {
-            return self.upgrade(upgrade, http2, request, started).await;
-        } else if http2 {
-            self.inbound.application.http2(port, request).await
-        } else {
-            self.inbound.application.http1(port, request).await
+        let exchange = Exchange {
+            application: &self.inbound.application,
+            port: self.binding.target_port,
+            http2,
+            tasks: &self.inbound.tasks,
+            drain: &self.inbound.drain,
         };
-        self.finish(result.map_err(Own::from)?, started)
+        let mut request = exchange.prepared(request, authority);
+        if let Some(certificate) = &self.certificate {
+            request.headers_mut().insert(headers::FORWARDED_CLIENT_CERT, certificate.clone());
+        }
+        trace::inject(&trace::context_of(span), request.headers_mut());
+        let response = exchange.ask(request, upgrade).await?;
+        self.metrics.answered(response.status(), started);
+        Ok(response)
     }
 
     /// What the policies say at this moment: a session outlives them.
@@ -164,49 +168,6 @@ impl Session {
         self.inbound
             .permits(&serving, &self.caller, &self.binding, asked)
             .map_err(|policy| Own::new(StatusCode::FORBIDDEN, "denied", format!("denied by {policy}")))
-    }
-
-    /// Asks the application for another protocol; see [`crate::outbound::upgrade`].
-    async fn upgrade(
-        &self,
-        upgrade: Upgrade,
-        http2: bool,
-        mut request: Request<Incoming>,
-        started: Instant,
-    ) -> Result<Response<ApplicationBody>, Own> {
-        let refused = |detail: &str| Own::new(StatusCode::NOT_IMPLEMENTED, "upgrade", detail.to_owned());
-        if http2 {
-            return Err(refused("the application speaks HTTP/2, which has no upgrades"));
-        }
-        upgrade::switching(request.headers_mut(), upgrade.protocol);
-        let mut response =
-            self.inbound.application.upgrade(self.binding.target_port, request).await.map_err(Own::from)?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let application = hyper::upgrade::on(&mut response);
-            upgrade::join(upgrade.ours, application, &self.inbound.tasks, &self.inbound.drain, drop);
-            *response.status_mut() = StatusCode::OK;
-        } else if response.status().is_success() {
-            // To the peer, success is a stream of bytes.
-            return Err(refused("the application answered the request and did not change the protocol"));
-        }
-        self.finish(response.map(ApplicationBody::once), started)
-    }
-
-    fn finish(
-        &self,
-        mut response: Response<ApplicationBody>,
-        started: Instant,
-    ) -> Result<Response<ApplicationBody>, Own> {
-        headers::clean_response(response.headers_mut());
-        if headers::too_large(response.headers(), &[]) {
-            // The session is shared: its peer would end it for all.
-            let detail =
-                format!("the application's response has more than {} bytes of header fields", headers::LIST_LIMIT);
-            return Err(Own::new(StatusCode::BAD_GATEWAY, "response-headers-too-large", detail));
-        }
-        *response.version_mut() = Version::HTTP_2;
-        self.metrics.answered(response.status(), started);
-        Ok(response)
     }
 
     /// The request's authority must be the service that the session is bound to, with its port or without.
@@ -228,9 +189,15 @@ impl Session {
         };
         let host = authority.host().strip_suffix('.').unwrap_or(authority.host());
         let bound = host.eq_ignore_ascii_case(&self.binding.host_text)
-            && !authority.as_str().contains('@')
             && port_of(&authority).is_ok_and(|port| port.is_none_or(|port| port == self.binding.port.port));
-        if bound { Ok(authority) } else { Err(misdirected(authority.as_str())) }
+        // In its own cluster a service has more names than this one (`cart`, its address, an ingress's), and applications know
+        // them; none of them is another service's.
+        let alias = || self.binding.host.is_local() && host.parse::<MeshHost>().is_err();
+        if !authority.as_str().contains('@') && (bound || alias()) {
+            Ok(authority)
+        } else {
+            Err(misdirected(authority.as_str()))
+        }
     }
 
     /// Whether the application accepts connections, for a peer that thinks of coming back.
@@ -240,127 +207,7 @@ impl Session {
             Err(error) => Own::from(error),
         }
     }
-
-    fn for_application(
-        &self,
-        request: Request<Incoming>,
-        authority: Authority,
-        http2: bool,
-        span: &Span,
-    ) -> Request<Incoming> {
-        let (mut parts, body) = request.into_parts();
-        headers::clean_inbound_request(&mut parts.headers);
-        if let Some(certificate) = &self.certificate {
-            parts.headers.insert(headers::FORWARDED_CLIENT_CERT, certificate.clone());
-        }
-        trace::inject(&trace::context_of(span), &mut parts.headers);
-        let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let mut uri = http::uri::Parts::default();
-        if http2 {
-            parts.headers.remove(HOST);
-            uri.scheme = Some(Scheme::HTTP);
-            uri.authority = Some(authority);
-            parts.version = Version::HTTP_2;
-        } else {
-            if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-                parts.headers.insert(HOST, host);
-            }
-            join_cookies(&mut parts.headers);
-            parts.version = Version::HTTP_11;
-        }
-        uri.path_and_query = Some(path);
-        parts.uri = Uri::from_parts(uri).unwrap_or_default();
-        parts.extensions = http::Extensions::new();
-        Request::from_parts(parts, body)
-    }
 }
-
-/// An upgrade that a peer's application asks for.
-struct Upgrade {
-    protocol: HeaderValue,
-    ours: OnUpgrade,
-}
-
-impl Upgrade {
-    /// Turns an extended CONNECT (RFC 8441) back into the request that it was. A plain CONNECT is refused.
-    fn take(request: &mut Request<Incoming>) -> Result<Option<Self>, Own> {
-        if request.method() != Method::CONNECT {
-            return Ok(None);
-        }
-        let protocol = request.extensions().get::<Protocol>().and_then(|it| HeaderValue::from_str(it.as_str()).ok());
-        let Some(protocol) = protocol else {
-            return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "a mesh session is no proxy".to_owned()));
-        };
-        let ours = hyper::upgrade::on(&mut *request);
-        *request.method_mut() = Method::GET;
-        Ok(Some(Self { protocol, ours }))
-    }
-}
-
-/// HTTP/2 may split cookies into several fields; HTTP/1.1 may not (RFC 9113, section 8.2.3).
-fn join_cookies(fields: &mut HeaderMap) {
-    if fields.get_all(COOKIE).iter().nth(1).is_none() {
-        return;
-    }
-    let joined = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
-    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-        fields.insert(COOKIE, joined);
-    }
-}
-
-/// [`Own::code`] of a request that there is no room for.
-const OVERLOADED: &str = "overloaded";
-
-/// A response that this sidecar makes itself.
-struct Own {
-    status: StatusCode,
-    code: &'static str,
-    detail: String,
-    unprocessed: bool,
-}
-
-impl Own {
-    const fn new(status: StatusCode, code: &'static str, detail: String) -> Self {
-        Self { status, code, detail, unprocessed: false }
-    }
-
-    /// The application has all the requests that it can serve in a usual time; the peer may go elsewhere.
-    fn overloaded() -> Self {
-        let detail = "the application has as many requests as it can serve in time".to_owned();
-        Self { unprocessed: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, detail) }
-    }
-
-    fn response(self) -> Response<InboundBody> {
-        let body =
-            if self.detail.is_empty() { Bytes::new() } else { Bytes::from(format!("isthmus: {}\n", self.detail)) };
-        let mut response = Response::new(InboundBody::Own(Some(body)));
-        *response.status_mut() = self.status;
-        let fields = response.headers_mut();
-        if self.status != StatusCode::OK {
-            fields.insert(headers::ERROR, HeaderValue::from_static(self.code));
-            fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        }
-        if self.code == OVERLOADED {
-            fields.insert(RETRY_AFTER, HeaderValue::from_static(headers::RETRY_AFTER_SECONDS));
-        }
-        if self.unprocessed {
-            fields.insert(headers::UNPROCESSED, HeaderValue::from_static("true"));
-        }
-        response
-    }
-}
-
-impl From<ApplicationError> for Own {
-    fn from(error: ApplicationError) -> Self {
-        let status = if error.unprocessed() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
-        Self { unprocessed: error.unprocessed(), ..Self::new(status, error.code(), error.to_string()) }
-    }
-}
-
-/// The application's response ends with more fields than the mesh carries.
-#[derive(Debug, thiserror::Error)]
-#[error("the application's trailers are too large")]
-struct TrailersTooLarge;
 
 /// What lives as long as a response's body.
 struct InFlight {
@@ -372,7 +219,7 @@ struct InFlight {
 /// A response's body.
 enum InboundBody {
     Own(Option<Bytes>),
-    Application(ApplicationBody, InFlight),
+    Application(Limited, InFlight),
 }
 
 impl Body for InboundBody {
@@ -388,7 +235,7 @@ impl Body for InboundBody {
                 Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
             }
             Self::Application(body, in_flight) => {
-                let frame = ready!(Pin::new(body).poll_frame(context)).map(within_limit);
+                let frame = ready!(Pin::new(body).poll_frame(context));
                 in_flight.access.end = match &frame {
                     None => "complete",
                     Some(Err(_)) => "broken",
@@ -411,16 +258,6 @@ impl Body for InboundBody {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Application(body, _) => body.size_hint(),
         }
-    }
-}
-
-/// Trailers are held to the limit of header fields: they end the session of all likewise.
-fn within_limit(frame: Result<Frame<Bytes>, hyper::Error>) -> Result<Frame<Bytes>, BodyError> {
-    match frame {
-        Ok(frame) if frame.trailers_ref().is_some_and(|trailers| headers::too_large(trailers, &[])) => {
-            Err(TrailersTooLarge.into())
-        }
-        frame => frame.map_err(Into::into),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Who may call the workload: what its AccessPolicies, or without them its exports, say. Pure.
 //!
 //! ```text
+//!  a local service, a caller of another cluster ─────► denied, whatever policies say
 //!  a DENY rule matches ──────────────────────────────► denied, by that policy
 //!  some ALLOW policy names the port: a rule matches ─► allowed, by that policy
 //!                                    none does ──────► denied, by those policies
 //!  otherwise: the export is the grant ───────────────► members of the federation are allowed, nobody else
+//!             so is its namespace's opting in ───────► the own cluster's are allowed, nobody else
 //! ```
 //!
 //! - The caller is who its certificate says, never what a header says.
@@ -26,6 +28,11 @@ use self::path::Plain;
 
 /// Of one workload: more are refused as a whole, and the last good ones stay.
 const MAX_POLICIES: usize = 512;
+
+/// What grants where no policy does: an export.
+const EXPORT: &str = "export";
+/// And a namespace that has opted its services in.
+const LOCAL: &str = "local-services";
 
 /// Everything that applies to a workload.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -89,6 +96,8 @@ pub(crate) struct Call<'a> {
     pub(crate) federation: Option<&'a str>,
     /// The application's.
     pub(crate) port: u16,
+    /// A service of the own cluster alone, whose namespace has opted in: the cluster's name, empty while it is not known.
+    pub(crate) local: Option<&'a str>,
     /// Method and path, as they will reach the application, without the query; `None`: raw TCP.
     pub(crate) http: Option<(&'a str, &'a str)>,
 }
@@ -96,9 +105,9 @@ pub(crate) struct Call<'a> {
 /// What is decided, and by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// It goes on: by this policy, or `export`.
+    /// It goes on: by this policy, `export`, or `local-services`.
     Allowed(Arc<str>),
-    /// It does not: by this policy, or `export`.
+    /// It does not: by this policy, `export`, or `local-services`.
     Denied(Arc<str>),
 }
 
@@ -156,6 +165,10 @@ impl Policies {
             let rule = policy.rules.iter().position(|rule| rule.matches(call, plain, policy.denies))?;
             Some((Arc::clone(&policy.name), Some(rule)))
         };
+        let member = cluster(call);
+        if call.local.is_some_and(|own| member != Some(own)) {
+            return (Decision::Denied(LOCAL.into()), None);
+        }
         if let Some((policy, rule)) = named(true).find_map(matching) {
             return (Decision::Denied(policy), rule);
         }
@@ -165,9 +178,9 @@ impl Policies {
         if let Some(policy) = named(false).next() {
             return (Decision::Denied(Arc::clone(&policy.name)), None);
         }
-        let member = cluster(call).is_some();
-        let by_export = if member { Decision::Allowed } else { Decision::Denied };
-        (by_export("export".into()), None)
+        let grant = if call.local.is_some() { LOCAL } else { EXPORT };
+        let granted = if member.is_some() { Decision::Allowed } else { Decision::Denied };
+        (granted(grant.into()), None)
     }
 }
 

@@ -5,7 +5,8 @@
 //!                        │                    ├─ declared TCP ───► one session, bytes as they are
 //!                        │                    └─ undeclared ─────► the first bytes decide
 //!                        ├─ of the clusterset, but no service ──► reset
-//!                        └─ captured for another reason ────────► passed on untouched
+//!                        └─ captured for another reason ────────► passed on untouched: a local service's address that is
+//!                                                                 none any more, or a port that the sidecar does not carry
 //! ```
 
 use std::net::SocketAddr;
@@ -39,7 +40,13 @@ pub(crate) async fn serve(outbound: &Arc<Outbound>, stream: TcpStream, original:
         Ok(route) if route.is_undeclared() => undeclared(outbound, &route, stream).await,
         Ok(route) if route.protocol == ApplicationProtocol::Tcp => opaque(outbound, &route, stream).await,
         Ok(route) => proxy::serve_captured(outbound, &route, stream).await,
-        Err(refusal) => refuse(outbound, original, &stream, &refusal),
+        Err(refusal) if outbound.router.is_of_clusterset(original.ip()) => {
+            refuse(outbound, original, &stream, &refusal);
+        }
+        Err(refusal) => {
+            debug!(dst.addr = %original, %refusal, "captured connection, passed on");
+            pass_on(stream, original).await;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use federation::ServiceHost;
+use federation::MeshHost;
 use http::Uri;
 use http::uri::Authority;
 
@@ -12,9 +12,9 @@ use crate::outbound::refusal::Refusal;
 /// A service's host name, or one of its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Name {
-    /// `<name>.<namespace>.svc.clusterset.local`.
-    Host(ServiceHost),
-    /// A clusterset IP.
+    /// `<name>.<namespace>.svc.clusterset.local`, or `….svc.cluster.local`.
+    Host(MeshHost),
+    /// A clusterset IP, or a cluster IP.
     Address(IpAddr),
 }
 
@@ -111,6 +111,7 @@ mod tests {
         assert_eq!(destination("http://cart.shop.svc.clusterset.local").unwrap(), "cart.shop.svc.clusterset.local:80");
         assert_eq!(destination("http://241.0.0.7:81/").unwrap(), "241.0.0.7:81");
         assert_eq!(destination("http://[fd00::1]:81/").unwrap(), "[fd00::1]:81");
+        assert_eq!(destination("http://a.b.svc.cluster.local/").unwrap(), "a.b.svc.cluster.local:80");
         assert_eq!(destination("/path").unwrap_err(), Refusal::NoAuthority);
         assert_eq!(destination("https://cart.shop.svc.clusterset.local/").unwrap_err(), Refusal::Https);
         assert_eq!(
@@ -122,7 +123,7 @@ mod tests {
         assert_eq!(destination("http://[::ffff:241.0.0.7]:81/").unwrap(), "241.0.0.7:81");
         assert_eq!(destination("http://241.0.0.7:99999/").unwrap_err(), Refusal::Port("99999".to_owned()));
         assert_eq!(destination("http://[fd00::1]:65536/").unwrap_err(), Refusal::Port("65536".to_owned()));
-        for foreign in ["http://example.com/", "http://a.b.svc.cluster.local/", "http://u@a.b.svc.clusterset.local/"] {
+        for foreign in ["http://example.com/", "http://a.b.svc/", "http://u@a.b.svc.clusterset.local/"] {
             assert!(matches!(destination(foreign).unwrap_err(), Refusal::NotInClusterset(_)), "{foreign}");
         }
     }

@@ -15,10 +15,11 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::outbound::refusal::Refusal;
 use crate::routing::route::{Attempt, Route};
-use crate::session::dial::{DialError, Dialer, Kind, MeshStream};
+use crate::session::dial::{DialError, Dialer, Kind};
 use crate::session::path::Path;
 use crate::session::peer::Peer;
 use crate::session::pool::Lease;
+use crate::session::stream::Stream;
 
 /// Ways that one request tries at most.
 const MAX_ATTEMPTS: usize = 16;
@@ -98,11 +99,11 @@ impl Trying {
     }
 
     /// A connection of its own.
-    pub(crate) async fn connection(&mut self, dialer: &Dialer) -> Result<(Attempt, (MeshStream, Peer)), Refusal> {
+    pub(crate) async fn connection(&mut self, dialer: &Dialer) -> Result<(Attempt, (Stream, Peer)), Refusal> {
         let attempt = self.pick().ok_or_else(|| self.refusal())?;
         let connect = {
             let dialer = dialer.clone();
-            move |attempt: Attempt| -> Connecting<(MeshStream, Peer)> {
+            move |attempt: Attempt| -> Connecting<(Stream, Peer)> {
                 let dialer = dialer.clone();
                 Box::pin(async move {
                     let dialled = dialer.dial(attempt.path(), Kind::Tcp).await.map_err(Arc::new);

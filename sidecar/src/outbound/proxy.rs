@@ -112,17 +112,23 @@ async fn to_route(
 }
 
 /// The address decided where a captured connection goes. Another service's name there is a mistake worth telling of; a name
-/// from outside of the clusterset (an ingress's, an alias) is the application's own affair.
+/// from outside of the clusterset (an ingress's, an alias) is the application's own affair. In the own cluster it is
+/// what the other side's application has always been called by, and stays.
 fn authority_captured(route: &Route, asked: Option<&str>) -> Result<Authority, Refusal> {
+    let alias = asked.filter(|asked| !names_service(asked));
+    let kept = alias.filter(|_| route.host.is_local()).and_then(|alias| alias.parse().ok());
+    if let Some(kept) = kept.filter(|kept: &Authority| !kept.as_str().contains('@')) {
+        return Ok(kept);
+    }
     match authority_in_tunnel(route, asked) {
-        Err(Refusal::Misdirected { .. }) if !asked.is_some_and(names_clusterset) => Ok(route.authority().clone()),
+        Err(Refusal::Misdirected { .. }) if alias.is_some() => Ok(route.authority().clone()),
         result => result,
     }
 }
 
-fn names_clusterset(asked: &str) -> bool {
+fn names_service(asked: &str) -> bool {
     let host = asked.rsplit_once(':').map_or(asked, |(host, _)| host);
-    host.parse::<federation::ServiceHost>().is_ok()
+    host.parse::<federation::MeshHost>().is_ok()
 }
 
 /// A request inside a tunnel: its authority must be the tunnel's service.

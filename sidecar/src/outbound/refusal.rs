@@ -21,6 +21,11 @@ pub(crate) enum Refusal {
         "{0:?} is no clusterset service: this proxy reaches <name>.<namespace>.svc.clusterset.local and their addresses only"
     )]
     NotInClusterset(String),
+    /// A service of the own cluster that is not the mesh's affair.
+    #[error(
+        "{0} is no service of this cluster whose namespace has opted in (label isthmus.dev/local-services=enabled)"
+    )]
+    NotOptedIn(String),
     /// TLS belongs to the sidecars.
     #[error("https is not carried: ask for http, the sidecars encrypt and authenticate the way")]
     Https,
@@ -124,6 +129,7 @@ impl Refusal {
         match self {
             Self::NoAuthority => "no-authority",
             Self::NotInClusterset(_) => "not-in-clusterset",
+            Self::NotOptedIn(_) => "not-opted-in",
             Self::Https => "https",
             Self::Scheme(_) => "scheme",
             Self::Port(_) => "port",
@@ -152,7 +158,7 @@ impl Refusal {
             | Self::Port(_)
             | Self::NotHttp { .. }
             | Self::Body(_) => StatusCode::BAD_REQUEST,
-            Self::NotInClusterset(_) => StatusCode::FORBIDDEN,
+            Self::NotInClusterset(_) | Self::NotOptedIn(_) => StatusCode::FORBIDDEN,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TooSlow { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::UnknownService(_) | Self::UnknownPort { .. } | Self::Interrupted { .. } => StatusCode::BAD_GATEWAY,
@@ -176,7 +182,7 @@ impl Refusal {
             | Self::HeadersTooLarge { .. }
             | Self::Body(_)
             | Self::Misdirected { .. } => 0x01,
-            Self::NotInClusterset(_) | Self::TooManyServices(_) | Self::Overloaded => 0x02,
+            Self::NotInClusterset(_) | Self::NotOptedIn(_) | Self::TooManyServices(_) | Self::Overloaded => 0x02,
             Self::UnknownService(_) | Self::LookupTimedOut { .. } | Self::NoEndpoint { .. } => 0x04,
             Self::UnknownPort { .. } | Self::Unreachable { .. } | Self::TooSlow { .. } | Self::Interrupted { .. } => {
                 0x05

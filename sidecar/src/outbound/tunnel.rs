@@ -14,14 +14,14 @@ use crate::outbound::Outbound;
 use crate::outbound::open::Trying;
 use crate::outbound::refusal::Refusal;
 use crate::routing::route::{Attempt, Route};
-use crate::session::dial::MeshStream;
 use crate::session::path::Path;
 use crate::session::peer::Peer;
+use crate::session::stream::Stream;
 use crate::telemetry::Access;
 
 /// An opaque connection whose other side is up.
 pub(crate) struct Tunnel {
-    stream: MeshStream,
+    stream: Stream,
     path: Path,
     peer: Peer,
     access: Box<Access>,

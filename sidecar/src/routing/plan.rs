@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use balance::{Group, GroupName, Member, Plan, Reach};
+use federation::export::ApplicationProtocol;
 use federation::order::{self, Candidate, Proximity};
 use federation::sni::Subset;
 use federation::{ClusterName, Gateway, Locality, Sni};
@@ -12,7 +13,7 @@ use mesh_tls::{ExpectedPeer, Identity, TrustStore};
 use spiffe_identity::SpiffeId;
 
 use crate::metrics::Metrics;
-use crate::service::{Cluster, Endpoint, Service};
+use crate::service::{Cluster, Endpoint, Reach as EndpointReach, Service};
 use crate::session::path::{Path, PathId, PathTls, Via};
 use crate::telemetry::WayMetrics;
 
@@ -59,6 +60,8 @@ impl Planner {
             .clusters
             .iter()
             .filter(|cluster| cluster.ports.contains(&port))
+            // Whatever is said: a local service is its own cluster's.
+            .filter(|cluster| !service.host.is_local() || own(cluster))
             .map(|cluster| (cluster, cluster.capacity(own(cluster))))
             .collect();
         let candidates: Vec<Candidate<'_>> = exporting
@@ -146,8 +149,19 @@ impl Making<'_> {
     }
 
     fn endpoint(&self, endpoint: &Endpoint) -> Option<Path> {
-        let via = Via::Endpoint { id: Arc::clone(&endpoint.id), address: endpoint.address };
-        self.path(via, Subset::Cluster(self.cluster.name.clone()), Arc::from([endpoint.identity.clone()]))
+        let id = Arc::clone(&endpoint.id);
+        let subset = Subset::Cluster(self.cluster.name.clone());
+        match &endpoint.reach {
+            EndpointReach::Sidecar { address, identity } => {
+                self.path(Via::Endpoint { id, address: *address }, subset, Arc::from([identity.clone()]))
+            }
+            EndpointReach::Plain { address, targets } => {
+                let address = (*address, *targets.get(&self.port)?).into();
+                let port = self.service.ports.iter().find(|port| port.port == self.port)?;
+                let http2 = port.application_protocol() == ApplicationProtocol::Http2;
+                self.path(Via::Plain { id, address, http2 }, subset, Arc::from([]))
+            }
+        }
     }
 
     /// Two slots for every endpoint, within bounds, and at least one through every gateway: where slots lead is up to a
@@ -198,9 +212,9 @@ impl Making<'_> {
         if let Some(path) = self.known.get(&id) {
             return Some(path.clone());
         }
-        let tls = self.tls(&id.identities);
-        let label = self.service.id.to_string();
-        let metrics = WayMetrics::outbound(&self.planner.metrics, &label, self.cluster.name.as_str());
+        let tls = (!matches!(id.via, Via::Plain { .. })).then(|| self.tls(&id.identities));
+        let metrics =
+            WayMetrics::outbound(&self.planner.metrics, &self.service.host.label(), self.cluster.name.as_str());
         Path::new(id, tls, self.cluster.round_trip, metrics)
     }
 }
@@ -232,11 +246,13 @@ mod tests {
     fn endpoint(number: u16, zone: &str, ready: bool) -> Endpoint {
         Endpoint {
             id: format!("east/shop/cart-{number}").into(),
-            address: ([10, 0, 0, 1], number).into(),
+            reach: EndpointReach::Sidecar {
+                address: ([10, 0, 0, 1], number).into(),
+                identity: "spiffe://east.mesh.example/ns/shop/sa/cart".parse().unwrap(),
+            },
             locality: Locality::new("r", zone),
             ready,
             weight: u32::from(number),
-            identity: "spiffe://east.mesh.example/ns/shop/sa/cart".parse().unwrap(),
         }
     }
 
@@ -256,7 +272,7 @@ mod tests {
     }
 
     fn service(clusters: Vec<Cluster>) -> Service {
-        let host: federation::ServiceHost = "cart.shop.svc.clusterset.local".parse().unwrap();
+        let host: federation::MeshHost = "cart.shop.svc.clusterset.local".parse().unwrap();
         Service {
             id: host.service().clone(),
             host,
@@ -321,6 +337,34 @@ mod tests {
             assert!(matches!(&id.via, Via::Gateway { address: at, port: 15444, .. } if *at == address), "{:?}", id.via);
             assert!(id.server_name.starts_with("outbound_.80_.c-west.e-"), "{}", id.server_name);
         }
+    }
+
+    #[test]
+    fn a_local_service_stays_in_its_cluster_and_goes_plain_where_there_is_no_sidecar() {
+        let plain = Endpoint {
+            reach: EndpointReach::Plain { address: [10, 0, 0, 9].into(), targets: [(80, 8080)].into() },
+            ..endpoint(2, "a", true)
+        };
+        let elsewhere = cluster("west", vec![gateway("gw-1", false)], vec![], 9);
+        let mut service = service(vec![cluster("east", vec![], vec![endpoint(1, "a", true), plain], 2), elsewhere]);
+        service.host = service.id.local_host();
+        let http = |port| federation::Port {
+            name: String::new(),
+            port,
+            protocol: federation::Protocol::Tcp,
+            app_protocol: "kubernetes.io/h2c".to_owned(),
+        };
+        service.ports = vec![http(80), http(81)];
+        service.clusters[0].ports = vec![80, 81];
+        let plan = |port| planner(0).plan(&service, port, &place(), &HashMap::new()).plan;
+        let groups = plan(80).groups;
+        assert_eq!(groups.len(), 1, "the other cluster is none of its own");
+        let [mesh, plain] = groups[0].members.as_slice() else { panic!("{}", groups[0].members.len()) };
+        assert_eq!(mesh.id.id().server_name, "outbound_.80_.c-east_.cart.shop.svc.cluster.local");
+        assert!(mesh.id.tls().is_some() && plain.id.tls().is_none());
+        let address = ([10, 0, 0, 9], 8080).into();
+        assert!(matches!(&plain.id.id().via, Via::Plain { address: at, http2: true, .. } if *at == address));
+        assert_eq!(plan(81).groups[0].members.len(), 1, "it does not answer that port");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use balance::{
     Balancer, Counters, EndpointId, Explanation, GroupName, Outcome, PickContext, Reason, RetryBudget,
     RetryBudgetSettings, Settings, Target,
 };
-use federation::ServiceHost;
+use federation::MeshHost;
 use federation::export::ApplicationProtocol;
 use federation::order::Proximity;
 use http::uri::Authority;
@@ -23,8 +23,8 @@ use crate::session::path::{Path, PathId};
 /// One port of one service.
 pub(crate) struct Route {
     /// The service's host.
-    pub(crate) host: ServiceHost,
-    /// `<namespace>/<name>`, for logs and metrics.
+    pub(crate) host: MeshHost,
+    /// For logs and metrics: see [`MeshHost::label`].
     pub(crate) label: Arc<str>,
     /// The service's port.
     pub(crate) port: u16,
@@ -58,7 +58,7 @@ struct Balancing {
 
 /// What a route is made of.
 pub(crate) struct RouteParts {
-    pub(crate) host: ServiceHost,
+    pub(crate) host: MeshHost,
     pub(crate) port: u16,
     pub(crate) protocol: ApplicationProtocol,
     pub(crate) undeclared: bool,
@@ -81,7 +81,7 @@ impl Route {
         let seed = rand::random();
         Some(Arc::new(Self {
             authority: format!("{}:{}", parts.host, parts.port).parse().ok()?,
-            label: parts.host.service().to_string().into(),
+            label: parts.host.label().into(),
             host: parts.host,
             port: parts.port,
             protocol: parts.protocol,

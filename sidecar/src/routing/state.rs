@@ -152,6 +152,11 @@ impl State {
                 table.ranges = Some(clusterset_ranges(mesh)?);
                 self.mesh(mesh)
             }
+            Some(Kind::LocalServices(local)) => {
+                let address = |text: &String| text.parse().map_err(|error| format!("addresses: {text:?}: {error}"));
+                table.local = Arc::new(local.addresses.iter().map(address).collect::<Result<_, String>>()?);
+                Ok(())
+            }
             // Gateways' resources, and those of a later version.
             Some(Kind::Route(_) | Kind::Remote(_)) | None => Ok(()),
         }
@@ -164,6 +169,8 @@ impl State {
             if let Ok(trust_domain) = trust_domain.parse::<TrustDomain>() {
                 self.planner.trust.remove(&trust_domain);
             }
+        } else if name == "local-services" {
+            table.local = Arc::default();
         } else if name == "workload" {
             self.serve(|serving| serving.workload = Workload::default());
         }

@@ -15,8 +15,9 @@ use tracing::debug;
 use crate::headers;
 use crate::routing::route::Route;
 use crate::routing::{Entry, Router};
-use crate::session::dial::{Dialer, Kind, MeshStream};
+use crate::session::dial::{Dialer, Kind};
 use crate::session::path::Path;
+use crate::session::stream::Stream;
 
 /// Longest rest between two looks at what is to be probed.
 const LONGEST_REST: Duration = Duration::from_secs(5);
@@ -72,8 +73,8 @@ pub(crate) async fn probe(router: Router, dialer: Dialer, ejected: Arc<Notify>) 
 
 /// A fresh session comes up, and the application behind it accepts connections.
 async fn is_well(dialer: &Dialer, route: &Route, path: &Path) -> bool {
-    if route.protocol == ApplicationProtocol::Tcp {
-        // The other side asks the application before its verdict.
+    if route.protocol == ApplicationProtocol::Tcp || path.tls().is_none() {
+        // The other side asks the application before its verdict, or is the application.
         return dialer.dial(path, Kind::Tcp).await.is_ok();
     }
     match dialer.dial(path, Kind::Http).await {
@@ -88,7 +89,7 @@ async fn is_well(dialer: &Dialer, route: &Route, path: &Path) -> bool {
 }
 
 /// Asks the other sidecar about its application.
-async fn ask(stream: MeshStream, route: &Route) -> Option<StatusCode> {
+async fn ask(stream: Stream, route: &Route) -> Option<StatusCode> {
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.ok()?;
     let request = Request::builder()
         .method(Method::HEAD)

@@ -9,22 +9,27 @@ use federation_api::mesh::v1::verdict::Code;
 use federation_api::verdict::{self, VerdictError};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_runtime::DrainWatcher;
 use mesh_tls::handshake::{self, HandshakeError};
 use mesh_tls::{Guarded, TrustStore};
 use prometheus_client::metrics::gauge::Gauge;
 use relay::SocketOptions;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
+use crate::config::InboundConfig;
 use crate::hang_up::HangUp;
 use crate::headers;
+use crate::inbound::application::Application;
 use crate::metrics::{Metrics, Result as ResultLabel};
 use crate::session::path::{Path, Via};
 use crate::session::peer::Peer;
 use crate::session::pool::{Checkout, Lease, Opened, Opening, Session};
 use crate::session::resolver::{ResolveError, Resolver};
+use crate::session::stand_in::{self, StandIn};
+use crate::session::stream::Stream;
 use crate::tasks::Tasks;
 
 /// The verdict follows the handshake at once; for opaque connections, after the application was reached.
@@ -133,22 +138,25 @@ pub(crate) enum Kind {
     Tcp,
 }
 
-/// A connection to another sidecar. It ends when its peer is no longer trusted. Boxed: it is handed on from one stage to the
-/// next, and each would hold room for it.
-pub(crate) type MeshStream = Box<Guarded<TlsStream<TcpStream>>>;
-
 /// Opens sessions. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Dialer {
     resolver: Resolver,
     trust: TrustStore,
     tasks: Tasks,
+    drain: DrainWatcher,
     metrics: Metrics,
 }
 
 impl Dialer {
-    pub(crate) fn new(resolver: Resolver, trust: TrustStore, tasks: Tasks, metrics: Metrics) -> Self {
-        Self { resolver, trust, tasks, metrics }
+    pub(crate) fn new(
+        resolver: Resolver,
+        trust: TrustStore,
+        tasks: Tasks,
+        drain: DrainWatcher,
+        metrics: Metrics,
+    ) -> Self {
+        Self { resolver, trust, tasks, drain, metrics }
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {
@@ -186,7 +194,33 @@ impl Dialer {
 
     async fn open_http(&self, path: &Path) -> Result<Arc<Session>, DialError> {
         let (stream, peer) = self.dial(path, Kind::Http).await?;
-        let hang_up = HangUp::of(stream.inner().get_ref().0).map_err(DialError::Connect)?;
+        match stream {
+            Stream::Mesh(stream) => {
+                let hang_up = HangUp::of(stream.inner().get_ref().0).map_err(DialError::Connect)?;
+                self.session(stream, peer, Some(hang_up)).await
+            }
+            Stream::Plain(stream) => {
+                let address = stream.peer_addr().map_err(DialError::Connect)?;
+                let config = InboundConfig { connect_timeout: path.give_up_after(), ..InboundConfig::default() };
+                let application = Application::new(address.ip(), config, self.tasks.clone()).with_first(stream);
+                let stand_in = StandIn {
+                    application,
+                    port: address.port(),
+                    http2: path.speaks_http2(),
+                    tasks: self.tasks.clone(),
+                    drain: self.drain.clone(),
+                };
+                let (near, far) = tokio::io::duplex(stand_in::BUFFER);
+                self.tasks.spawn(stand_in.serve(far));
+                self.session(near, peer, None).await
+            }
+        }
+    }
+
+    async fn session<S>(&self, stream: S, peer: Peer, hang_up: Option<HangUp>) -> Result<Arc<Session>, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_AFTER)
@@ -211,15 +245,15 @@ impl Dialer {
         Ok(Session::new(sender, peer, hang_up))
     }
 
-    /// A connection to a sidecar whose verdict was good.
-    pub(crate) async fn dial(&self, path: &Path, kind: Kind) -> Result<(MeshStream, Peer), DialError> {
+    /// A connection to a sidecar whose verdict was good; where there is no sidecar, to the application.
+    pub(crate) async fn dial(&self, path: &Path, kind: Kind) -> Result<(Stream, Peer), DialError> {
         let result = self.dial_uncounted(path, kind).await;
         let label = result.as_ref().map_or_else(DialError::label, |_| "ok");
         self.metrics.session_attempts.get_or_create(&ResultLabel { result: label }).inc();
         result
     }
 
-    async fn dial_uncounted(&self, path: &Path, kind: Kind) -> Result<(MeshStream, Peer), DialError> {
+    async fn dial_uncounted(&self, path: &Path, kind: Kind) -> Result<(Stream, Peer), DialError> {
         let identities = &path.id().identities;
         if !identities.is_empty() && identities.iter().all(|id| self.trust.has_lapsed(id.trust_domain())) {
             return Err(DialError::TrustTooOld);
@@ -228,9 +262,10 @@ impl Dialer {
         let started = Instant::now();
         let stream =
             tokio::time::timeout(limit, self.connect(path)).await.map_err(|_| DialError::TimedOut(limit))??;
-        let tls = match kind {
-            Kind::Http => &path.tls().http,
-            Kind::Tcp => &path.tls().tcp,
+        let tls = match (path.tls(), kind) {
+            (Some(tls), Kind::Http) => &tls.http,
+            (Some(tls), Kind::Tcp) => &tls.tcp,
+            (None, _) => return Ok((Stream::Plain(stream), Peer::plain(path.endpoint().unwrap_or("-")))),
         };
         let left = limit.saturating_sub(started.elapsed());
         let stream = handshake::connect(stream, tls, path.server_name(), left).await.map_err(DialError::Tls)?;
@@ -243,12 +278,12 @@ impl Dialer {
         if code != Code::Ok {
             return Err(DialError::Refused { code, detail: verdict.detail, peer });
         }
-        Ok((stream, peer))
+        Ok((Stream::Mesh(stream), peer))
     }
 
     async fn connect(&self, path: &Path) -> Result<TcpStream, DialError> {
         let addresses = match &path.id().via {
-            Via::Endpoint { address, .. } => vec![*address],
+            Via::Endpoint { address, .. } | Via::Plain { address, .. } => vec![*address],
             Via::Gateway { address, port, .. } => self.resolver.resolve(address, *port).await?,
         };
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);

@@ -51,6 +51,15 @@ pub(crate) enum Via {
         /// Which of the endpoints: see [`federation::slot`].
         slot: u16,
     },
+    /// An endpoint of the own cluster without a sidecar: its application.
+    Plain {
+        /// As its sidecar would name itself.
+        id: Arc<str>,
+        /// Where the application listens.
+        address: SocketAddr,
+        /// The service declares HTTP/2.
+        http2: bool,
+    },
 }
 
 /// What makes two paths the same: sessions survive an update of the state exactly when this does.
@@ -58,9 +67,9 @@ pub(crate) enum Via {
 pub(crate) struct PathId {
     pub(crate) cluster: ClusterName,
     pub(crate) via: Via,
-    /// The SNI.
+    /// The SNI; without a sidecar nobody reads it.
     pub(crate) server_name: String,
-    /// The peer must show one of these.
+    /// The peer must show one of these; without a sidecar it shows none.
     pub(crate) identities: Arc<[SpiffeId]>,
 }
 
@@ -68,7 +77,7 @@ impl PathId {
     /// The gateway's name, where there is one.
     pub(crate) fn gateway(&self) -> Option<&Arc<str>> {
         match &self.via {
-            Via::Endpoint { .. } => None,
+            Via::Endpoint { .. } | Via::Plain { .. } => None,
             Via::Gateway { name, .. } => Some(name),
         }
     }
@@ -96,7 +105,8 @@ struct Inner {
     server_name: ServerName<'static>,
     /// How often it was led to another slot.
     turns: AtomicU16,
-    tls: PathTls,
+    /// None without a sidecar.
+    tls: Option<PathTls>,
     /// Microseconds; 0 while unknown.
     round_trip: AtomicU32,
     metrics: WayMetrics,
@@ -119,7 +129,12 @@ impl Hash for Path {
 
 impl Path {
     /// A path without sessions. `None` if its server name is none.
-    pub(crate) fn new(id: PathId, tls: PathTls, round_trip: Option<Duration>, metrics: WayMetrics) -> Option<Self> {
+    pub(crate) fn new(
+        id: PathId,
+        tls: Option<PathTls>,
+        round_trip: Option<Duration>,
+        metrics: WayMetrics,
+    ) -> Option<Self> {
         let server_name = ServerName::try_from(id.server_name.clone()).ok()?;
         let path = Inner {
             cluster_text: id.cluster.as_str().into(),
@@ -171,8 +186,22 @@ impl Path {
         }
     }
 
-    pub(crate) fn tls(&self) -> &PathTls {
-        &self.0.tls
+    /// The endpoint that it leads to, unless a gateway chooses.
+    pub(crate) fn endpoint(&self) -> Option<&str> {
+        match &self.0.id.via {
+            Via::Endpoint { id, .. } | Via::Plain { id, .. } => Some(id),
+            Via::Gateway { .. } => None,
+        }
+    }
+
+    /// Whether an application without a sidecar is to be asked in HTTP/2.
+    pub(crate) fn speaks_http2(&self) -> bool {
+        matches!(self.0.id.via, Via::Plain { http2: true, .. })
+    }
+
+    /// TLS towards the sidecar there; `None`: there is none.
+    pub(crate) fn tls(&self) -> Option<&PathTls> {
+        self.0.tls.as_ref()
     }
 
     pub(crate) fn metrics(&self) -> &WayMetrics {

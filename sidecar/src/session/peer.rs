@@ -23,6 +23,12 @@ impl Peer {
         Self { identity: identity.to_string().into(), endpoint, endpoint_text }
     }
 
+    /// An endpoint without a sidecar: it proves nothing.
+    pub(crate) fn plain(endpoint: &str) -> Self {
+        let endpoint_id = EndpointId::new(endpoint).ok();
+        Self { identity: "-".into(), endpoint: endpoint_id, endpoint_text: endpoint.into() }
+    }
+
     /// Its endpoint id for a person.
     pub(crate) fn endpoint_text(&self) -> &Arc<str> {
         &self.endpoint_text

@@ -33,7 +33,8 @@ fn lifetime() -> Duration {
 pub(crate) struct Session {
     pub(crate) sender: SendRequest<RequestBody<Incoming>>,
     pub(crate) peer: Arc<Peer>,
-    hang_up: HangUp,
+    /// None of one in memory.
+    hang_up: Option<HangUp>,
     /// Requests in flight.
     load: AtomicUsize,
     /// Since the last look for idle ones.
@@ -44,7 +45,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(sender: SendRequest<RequestBody<Incoming>>, peer: Arc<Peer>, hang_up: HangUp) -> Arc<Self> {
+    pub(crate) fn new(
+        sender: SendRequest<RequestBody<Incoming>>,
+        peer: Arc<Peer>,
+        hang_up: Option<HangUp>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             sender,
             peer,
@@ -64,7 +69,7 @@ impl Session {
 
     /// Takes requests: neither its own task nor the kernel knows of an end.
     fn is_open(&self) -> bool {
-        self.sender.is_ready() && !self.hang_up.seen()
+        self.sender.is_ready() && !self.hang_up.as_ref().is_some_and(HangUp::seen)
     }
 
     /// Another one should take its place; requests on it go on.

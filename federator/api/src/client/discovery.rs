@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use federation::ServiceHost;
+use federation::MeshHost;
 use tokio::sync::{Notify, mpsc, watch};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -40,7 +40,7 @@ pub struct WatchOptions {
     /// A sidecar's: the workload's addresses.
     pub workload_addresses: Vec<IpAddr>,
     /// A sidecar's first subscription, besides what the state file holds.
-    pub hosts: Vec<ServiceHost>,
+    pub hosts: Vec<MeshHost>,
     /// A gateway's: where peers reach it.
     pub advertise: Option<Advertise>,
     /// Where the last good state lives, mode 0600; `None`: nowhere.
@@ -128,7 +128,7 @@ impl Discovery {
     /// [`SubscriptionsFull`] when a host would be one too many: it is not subscribed.
     pub fn subscribe(
         &self,
-        hosts: impl IntoIterator<Item = ServiceHost>,
+        hosts: impl IntoIterator<Item = MeshHost>,
         addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Result<(), SubscriptionsFull> {
         let result = {
@@ -141,7 +141,7 @@ impl Discovery {
     }
 
     /// No longer asks for services, and forgets them: no event follows.
-    pub fn unsubscribe(&self, hosts: impl IntoIterator<Item = ServiceHost>) {
+    pub fn unsubscribe(&self, hosts: impl IntoIterator<Item = MeshHost>) {
         {
             let mut state = self.0.state();
             hosts.into_iter().for_each(|host| state.unsubscribe(&host));

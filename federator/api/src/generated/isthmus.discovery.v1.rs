@@ -65,14 +65,15 @@ pub struct KnownResource {
     #[prost(bytes = "vec", tag = "2")]
     pub version: ::prost::alloc::vec::Vec<u8>,
 }
-/// Changes what a sidecar is told about: services by host name, or by the address that a connection went to.
+/// Changes what a sidecar is told about: services by host name (of the clusterset, or of the cluster's own services whose
+/// namespace has opted in), or by the address that a connection went to.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Subscribe {
     #[prost(string, repeated, tag = "1")]
     pub add_hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "2")]
     pub remove_hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Clusterset IPs; answered as their service's host, and subscribed.
+    /// Clusterset IPs, and cluster IPs of LocalServices; answered as their service's host, and subscribed.
     #[prost(string, repeated, tag = "3")]
     pub add_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -123,12 +124,12 @@ pub struct WatchResponse {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Resource {
-    /// "service/<host>", "route/<host>", "trust/<trust domain>", "workload", "mesh", "remote/<cluster>".
+    /// "service/<host>", "route/<host>", "trust/<trust domain>", "workload", "mesh", "remote/<cluster>", "local-services".
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(bytes = "vec", tag = "2")]
     pub version: ::prost::alloc::vec::Vec<u8>,
-    #[prost(oneof = "resource::Resource", tags = "10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "resource::Resource", tags = "10, 11, 12, 13, 14, 15, 16, 17")]
     pub resource: ::core::option::Option<resource::Resource>,
 }
 /// Nested message and enum types in `Resource`.
@@ -151,7 +152,17 @@ pub mod resource {
         /// Gateways only.
         #[prost(message, tag = "16")]
         Remote(super::Remote),
+        /// Sidecars only, while some namespace has opted in.
+        #[prost(message, tag = "17")]
+        LocalServices(super::LocalServices),
     }
+}
+/// The cluster's own services whose namespaces have opted in: what of the traffic to cluster IPs sidecars capture.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalServices {
+    /// Cluster IPs, textual, sorted.
+    #[prost(string, repeated, tag = "1")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Absent {}
@@ -203,17 +214,17 @@ pub struct TrustBundle {
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
 }
-/// An imported service, for the sidecars of its callers.
+/// An imported service, for the sidecars of its callers; or one of the cluster's own, which has its own cluster alone.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Service {
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// <name>.<namespace>.svc.clusterset.local
+    /// <name>.<namespace>.svc.clusterset.local, or <name>.<namespace>.svc.cluster.local of the cluster's own.
     #[prost(string, tag = "3")]
     pub host: ::prost::alloc::string::String,
-    /// Clusterset IPs, textual; none when headless.
+    /// Clusterset IPs, or the cluster's own, textual; none when headless.
     #[prost(string, repeated, tag = "4")]
     pub vips: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "5")]
@@ -410,12 +421,13 @@ pub struct Cluster {
     #[prost(uint32, tag = "10")]
     pub round_trip_us: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Endpoint {
     /// As its sidecar says it in its verdict: "<cluster>/<namespace>/<pod name>".
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// Where its sidecar takes mesh connections.
+    /// Where its sidecar takes mesh connections. Without a sidecar, which only a cluster's own service may be, the port is 0 and
+    /// the address is the application's.
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
@@ -424,12 +436,15 @@ pub struct Endpoint {
     pub locality: ::core::option::Option<super::super::record::v1::Locality>,
     #[prost(bool, tag = "5")]
     pub ready: bool,
-    /// SPIFFE ID.
+    /// SPIFFE ID; empty without a sidecar.
     #[prost(string, tag = "6")]
     pub identity: ::prost::alloc::string::String,
     /// Its share among equals: 0 stands for 1.
     #[prost(uint32, tag = "7")]
     pub weight: u32,
+    /// Without a sidecar: where the application listens, by the service's port.
+    #[prost(btree_map = "uint32, uint32", tag = "8")]
+    pub targets: ::prost::alloc::collections::BTreeMap<u32, u32>,
 }
 /// An exported service, for this cluster's gateways: where its connections may go.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -545,9 +560,10 @@ pub struct AccessRule {
     #[prost(string, repeated, tag = "6")]
     pub paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// A port of an exported service that this workload answers.
+/// A port of an exported service, or of one of the cluster's own whose namespace has opted in, that this workload answers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Binding {
+    /// Of the clusterset: members of the federation may call. Of the cluster: its own identities may, nobody else.
     #[prost(string, tag = "1")]
     pub host: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use federation::ServiceHost;
+use federation::MeshHost;
 use federation_api::client::discovery::{Discovery, DiscoveryEvent, Ticket, WatchOptions, issue_svid};
 use federation_api::client::{Disconnect, Events};
 use federation_api::discovery::v1::resource::Resource as Kind;
@@ -22,7 +22,7 @@ type Call = server::Call<WatchRequest, WatchResponse>;
 const CART: &str = "service/cart.shop.svc.clusterset.local";
 const PAY: &str = "service/pay.shop.svc.clusterset.local";
 
-fn host(name: &str) -> ServiceHost {
+fn host(name: &str) -> MeshHost {
     format!("{name}.shop.svc.clusterset.local").parse().unwrap()
 }
 

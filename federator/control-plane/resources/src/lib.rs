@@ -33,6 +33,10 @@ pub use resource::{FieldError, Kind, Resource, ResourceKey};
 /// The namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// Opts a Namespace's own Services in, with the value `enabled`: sidecars balance calls to them, over mutual TLS where the
+/// endpoint has one.
+pub const LOCAL_SERVICES_LABEL: &str = "isthmus.dev/local-services";
+
 /// Marks a Pod that has a sidecar, with the value `true`.
 pub const SIDECAR_ANNOTATION: &str = "isthmus.dev/sidecar";
 

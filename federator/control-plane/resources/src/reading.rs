@@ -229,7 +229,7 @@ enum ReadError {
 
 fn read_object(kind: Kind, parse: impl FnOnce(Kind) -> Result<Whole, ParseError>) -> Result<Resource, ReadError> {
     let pruned = match parse(kind).map_err(ReadError::Parse)? {
-        Whole::Namespace(namespace) => pruned::namespace(&namespace).map(Resource::Namespace),
+        Whole::Namespace(namespace) => pruned::Namespace::try_from(&namespace).map(Resource::Namespace),
         Whole::Node(node) => pruned::Node::try_from(&node).map(Resource::Node),
         Whole::Pod(pod) => pruned::Pod::try_from(&pod).map(Resource::Pod),
         Whole::Service(service) => pruned::Service::try_from(&service).map(Resource::Service),

@@ -93,8 +93,8 @@ impl fmt::Display for ResourceKey {
 /// An object, with only what a control-plane needs of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resource {
-    /// Exists, nothing more.
-    Namespace(Namespace),
+    /// Exists, and may have opted in.
+    Namespace(crate::pruned::Namespace),
     /// A node's place.
     Node(Node),
     /// A pod's identity.
@@ -121,8 +121,8 @@ impl Resource {
             name: id.name.as_str().to_owned(),
         };
         match self {
-            Self::Namespace(name) => {
-                ResourceKey { kind: Kind::Namespace, namespace: None, name: name.as_str().to_owned() }
+            Self::Namespace(namespace) => {
+                ResourceKey { kind: Kind::Namespace, namespace: None, name: namespace.name.as_str().to_owned() }
             }
             Self::Node(node) => ResourceKey { kind: Kind::Node, namespace: None, name: node.name.clone() },
             Self::Pod(pod) => {

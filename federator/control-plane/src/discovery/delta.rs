@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use federation::ServiceHost;
+use federation::MeshHost;
 use federation_api::discovery::v1::{KnownResource, Resource, Subscribe};
 
 use crate::proxies::Kind;
@@ -55,9 +55,9 @@ impl ProxyState {
         Ok(Self { subject, hosts: BTreeSet::new(), addresses: BTreeSet::new(), sent })
     }
 
-    /// Changes what the proxy asks for. Texts that are no clusterset host or address are as good as absent.
+    /// Changes what the proxy asks for. Texts that are no host or address are as good as absent.
     pub(super) fn subscribe(&mut self, subscribe: Subscribe) -> Result<(), TooMany> {
-        let canonical = |host: &str| host.parse::<ServiceHost>().map(|host| host.to_string());
+        let canonical = |host: &str| host.parse::<MeshHost>().map(|host| host.to_string());
         for host in &subscribe.remove_hosts {
             self.hosts.remove(host);
             self.hosts.remove(&canonical(host).unwrap_or_default());
@@ -88,9 +88,13 @@ impl ProxyState {
     }
 
     fn resolve_addresses(&mut self, snapshot: &Snapshot) {
-        self.addresses.retain(|address| match snapshot.by_vip.get(address) {
-            Some(service) => {
-                self.hosts.insert(service.host().to_string());
+        let host = |address: &IpAddr| match snapshot.by_vip.get(address) {
+            Some(service) => Some(service.host().to_string()),
+            None => snapshot.by_cluster_ip.get(address).map(|service| service.local_host().to_string()),
+        };
+        self.addresses.retain(|address| match host(address) {
+            Some(host) => {
+                self.hosts.insert(host);
                 false
             }
             None => true,
@@ -108,6 +112,7 @@ impl ProxyState {
             Kind::Sidecar => {
                 wanted.extend(snapshot.trust.values().cloned());
                 wanted.push(Arc::new(self.workload(snapshot)));
+                wanted.extend(snapshot.local_addresses.clone());
                 wanted.extend(self.hosts.iter().filter_map(|host| service(snapshot, host)));
             }
         }
@@ -124,9 +129,12 @@ impl ProxyState {
 }
 
 fn service(snapshot: &Snapshot, host: &str) -> Option<Arc<Resource>> {
-    let parsed = host.parse::<ServiceHost>().ok();
-    match parsed.and_then(|host| snapshot.services.get(host.service())) {
-        Some(view) => Some(Arc::clone(&view.resource)),
+    let found = host.parse().ok().and_then(|host| match host {
+        MeshHost::ClusterSet(host) => snapshot.services.get(host.service()).map(|view| &view.resource),
+        MeshHost::Local(service) => snapshot.local_services.get(&service),
+    });
+    match found {
+        Some(resource) => Some(Arc::clone(resource)),
         None => snapshot.synced.then(|| Arc::new(resources::absent(host))),
     }
 }

@@ -23,16 +23,20 @@ pub struct LocalService {
     pub endpoints: Vec<LocalEndpoint>,
     /// Endpoints without: they count as no capacity.
     pub without_sidecar: u32,
+    /// Its namespace has opted in, and it has an address: the cluster's sidecars carry traffic to it as it is.
+    pub local: bool,
+    /// A local service's endpoints without a sidecar, by id; nobody knows who they are.
+    pub plain: Vec<LocalEndpoint>,
     /// A headless service's endpoints with a sidecar, by slice.
     pub slices: BTreeMap<String, Vec<HeadlessEndpoint>>,
 }
 
-/// An endpoint with a sidecar.
+/// An endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalEndpoint {
     /// `<cluster>/<namespace>/<pod>`
     pub id: String,
-    /// Its pod's name.
+    /// Its pod's name; its address where it is no pod.
     pub pod: String,
     /// Of the service's first family where the pod has several.
     pub address: IpAddr,
@@ -44,7 +48,7 @@ pub struct LocalEndpoint {
     pub ready: bool,
     /// Its share among the endpoints, at least 1.
     pub weight: u32,
-    /// Who it is.
+    /// Who it is; empty without a sidecar.
     pub service_account: String,
     /// The number behind each of the service's ports, by the port's name; `None` where the slice leaves it open.
     pub targets: BTreeMap<String, Option<u16>>,
@@ -68,8 +72,15 @@ impl LocalService {
     ) -> Self {
         let first_family = service.as_ref().and_then(|service| service.ip_families.first().copied());
         let headless = service.as_ref().is_some_and(|service| service.kind == ServiceKind::Headless);
-        let mut collected =
-            Collected { index, first_family, by_pod: BTreeMap::new(), without_sidecar: BTreeSet::new() };
+        let addressed = service.as_ref().is_some_and(|service| service.kind == ServiceKind::Addressed);
+        let local = addressed && index.opted_in(&id.namespace);
+        let mut collected = Collected {
+            index,
+            first_family: first_family.unwrap_or(IpFamily::IPv4),
+            by_pod: BTreeMap::new(),
+            without_sidecar: BTreeSet::new(),
+            plain: local.then(BTreeMap::new),
+        };
         let mut slices = BTreeMap::new();
         for slice in index.slices(id) {
             let endpoints: Vec<_> =
@@ -84,6 +95,8 @@ impl LocalService {
             export,
             without_sidecar: u32::try_from(collected.without_sidecar.len()).unwrap_or(u32::MAX),
             endpoints: collected.by_pod.into_values().collect(),
+            local,
+            plain: collected.plain.into_iter().flat_map(BTreeMap::into_values).collect(),
             slices,
         }
     }
@@ -152,9 +165,11 @@ impl LocalService {
 
 struct Collected<'a> {
     index: &'a LocalIndex,
-    first_family: Option<IpFamily>,
+    first_family: IpFamily,
     by_pod: BTreeMap<String, LocalEndpoint>,
     without_sidecar: BTreeSet<String>,
+    /// Those without a sidecar, where they matter.
+    plain: Option<BTreeMap<String, LocalEndpoint>>,
 }
 
 impl Collected<'_> {
@@ -162,35 +177,35 @@ impl Collected<'_> {
     fn add(&mut self, slice: &EndpointSlice, endpoint: &Endpoint) -> Option<HeadlessEndpoint> {
         let address = *endpoint.addresses.first()?;
         let pod = endpoint.pod.as_ref().and_then(|name| self.index.pod(&slice.namespace, name));
-        let Some(pod) = pod.filter(|pod| pod.sidecar) else {
-            self.without_sidecar.insert(endpoint.pod.clone().unwrap_or_else(|| address.to_string()));
-            return None;
-        };
-        let locality = self.locality(endpoint, pod.node.as_deref());
-        let targets = slice.ports.iter().map(|port| (port.name.clone(), port.port));
-        let known = self.by_pod.entry(pod.name.clone()).or_insert_with(|| LocalEndpoint {
-            id: self.index.endpoint_id(&slice.namespace, &pod.name),
-            pod: pod.name.clone(),
+        let locality = self.locality(endpoint, pod.and_then(|pod| pod.node.as_deref()));
+        let pod = pod.filter(|pod| pod.sidecar);
+        let name = endpoint.pod.clone().unwrap_or_else(|| address.to_string());
+        let service_account = pod.map(|pod| pod.service_account.clone());
+        let new = LocalEndpoint {
+            id: self.index.endpoint_id(&slice.namespace, &name),
+            pod: name.clone(),
             address,
-            addresses: BTreeSet::new(),
+            addresses: endpoint.addresses.iter().copied().collect(),
             locality: locality.clone(),
             ready: endpoint.ready,
-            weight: pod.weight,
-            service_account: pod.service_account.clone(),
-            targets: BTreeMap::new(),
-        });
-        if family(address) == self.first_family.unwrap_or(IpFamily::IPv4) && family(known.address) != family(address) {
-            known.address = address;
-        }
-        known.addresses.extend(endpoint.addresses.iter().copied());
-        known.targets.extend(targets);
-        known.ready |= endpoint.ready;
+            weight: pod.map_or(1, |pod| pod.weight),
+            service_account: service_account.clone().unwrap_or_default(),
+            targets: slice.ports.iter().map(|port| (port.name.clone(), port.port)).collect(),
+        };
+        let Some(service_account) = service_account else {
+            self.without_sidecar.insert(name);
+            if let Some(plain) = &mut self.plain {
+                take(plain, new, self.first_family);
+            }
+            return None;
+        };
+        take(&mut self.by_pod, new, self.first_family);
         Some(HeadlessEndpoint {
             hostname: endpoint.hostname.clone(),
             addresses: endpoint.addresses.clone(),
             locality,
             ready: endpoint.ready,
-            service_account: pod.service_account.clone(),
+            service_account,
         })
     }
 
@@ -202,6 +217,19 @@ impl Collected<'_> {
             None => Locality::new("", endpoint.zone.clone().unwrap_or_default()),
         }
     }
+}
+
+fn take(by_pod: &mut BTreeMap<String, LocalEndpoint>, new: LocalEndpoint, first_family: IpFamily) {
+    let Some(known) = by_pod.get_mut(&new.pod) else {
+        by_pod.insert(new.pod.clone(), new);
+        return;
+    };
+    if family(new.address) == first_family && family(known.address) != first_family {
+        known.address = new.address;
+    }
+    known.addresses.extend(new.addresses);
+    known.targets.extend(new.targets);
+    known.ready |= new.ready;
 }
 
 fn family(address: IpAddr) -> IpFamily {

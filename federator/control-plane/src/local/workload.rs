@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use federation::{Locality, Namespace, Port, ServiceId};
+use federation::{Locality, MeshHost, Namespace, Port};
 use federation_resources::pruned::AccessPolicy;
 
 use super::{LocalIndex, LocalService};
@@ -28,11 +28,11 @@ pub struct LocalWorkload {
     pub bindings: Vec<Binding>,
 }
 
-/// A port of an exported service that a workload answers.
+/// A port of an exported service, or of a local one, that a workload answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The service.
-    pub service: ServiceId,
+    /// The service, and by which grant it is answered.
+    pub host: MeshHost,
     /// Its port.
     pub port: Port,
     /// Where the application listens.
@@ -57,16 +57,19 @@ impl NamespaceWorkloads {
             workloads.insert(pod.name.clone(), (pod.addresses.clone(), workload));
         }
         for service in services {
-            let exported = service.exported().ok().flatten().map(|(service, _)| service);
+            let exported = service.is_exported().then(|| MeshHost::from(service.id.host()));
+            let hosts: Vec<_> = exported.into_iter().chain(service.local.then(|| service.id.local_host())).collect();
+            let ports = service.service.as_ref().map(|service| service.ports.as_slice()).unwrap_or_default();
             for endpoint in &service.endpoints {
                 let Some((addresses, workload)) = workloads.get_mut(&endpoint.pod) else { continue };
                 addresses.extend(endpoint.addresses.iter().copied());
                 workload.locality = endpoint.locality.clone();
-                let ports = exported.map(|service| service.ports.as_slice()).unwrap_or_default();
-                workload.bindings.extend(ports.iter().filter_map(|port| {
-                    let target = LocalService::target(endpoint, port)?;
-                    Some(Binding { service: service.id.clone(), port: port.clone(), target })
-                }));
+                for host in &hosts {
+                    workload.bindings.extend(ports.iter().filter_map(|port| {
+                        let target = LocalService::target(endpoint, port)?;
+                        Some(Binding { host: host.clone(), port: port.clone(), target })
+                    }));
+                }
             }
         }
         let mut by_address: HashMap<IpAddr, Vec<LocalWorkload>> = HashMap::new();

@@ -19,6 +19,9 @@ use crate::publications::{Publications, sign_own_bundle};
 use crate::resources::{self, MeshFacts};
 use crate::snapshot::{OwnBundle, Snapshot, Standing};
 
+/// Cluster IPs of local services that sidecars are told of, at most: every one of them holds them all.
+const MAX_LOCAL_ADDRESSES: usize = 16_384;
+
 /// What is to be done, in this order: roots, files, snapshot, then the words to the federation.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -192,7 +195,22 @@ impl Reconciler {
         usable.map(|(cluster, status)| (cluster.clone(), resources::remote(cluster, &status.gateways))).collect()
     }
 
+    fn refresh_cluster_ips(&mut self) {
+        let services = self.local_services.keys().filter_map(|id| self.services.get(id)?.service.as_ref());
+        let addresses = services.flat_map(|service| service.addresses.iter().map(|it| (*it, service.id.clone())));
+        let by_cluster_ip: HashMap<_, _> = addresses.take(MAX_LOCAL_ADDRESSES).collect();
+        if by_cluster_ip == *self.by_cluster_ip {
+            return;
+        }
+        if by_cluster_ip.len() == MAX_LOCAL_ADDRESSES {
+            warn!(addresses = MAX_LOCAL_ADDRESSES, "more services have opted in than sidecars are told of");
+        }
+        self.local_addresses = resources::local_services(by_cluster_ip.keys());
+        self.by_cluster_ip = Arc::new(by_cluster_ip);
+    }
+
     fn snapshot(&mut self) -> Arc<Snapshot> {
+        self.refresh_cluster_ips();
         let trust = self.peers.trust();
         let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster).map(|(_, bundle)| bundle);
         let bundles = std::iter::once(&self.facts.bundle).chain(others).chain(self.foreign.believed());
@@ -208,6 +226,9 @@ impl Reconciler {
             namespaces: Arc::clone(&self.namespaces),
             services: self.views.clone(),
             by_vip: Arc::clone(&self.by_vip),
+            local_services: self.local_services.clone(),
+            by_cluster_ip: Arc::clone(&self.by_cluster_ip),
+            local_addresses: self.local_addresses.clone(),
             routes: self.routes.clone(),
             remotes: self.remotes(),
             trust: bundles.map(|bundle| (bundle.trust_domain.to_string(), resources::trust_bundle(bundle))).collect(),

@@ -77,6 +77,12 @@ impl Reconciler {
             Some(route) => self.routes.insert(id.clone(), route),
             None => self.routes.remove(id),
         };
+        let local = service.as_ref();
+        let local = local.and_then(|it| resources::local_service(it, &self.facts.cluster, &self.facts.trust_domain));
+        match local {
+            Some(local) => self.local_services.insert(id.clone(), local),
+            None => self.local_services.remove(id),
+        };
         self.refresh_records(id);
     }
 

@@ -109,7 +109,7 @@ type Parsed = Result<Option<Resource>, FieldError>;
 
 fn namespace(object: &PartialObjectMeta<core::Namespace>) -> Parsed {
     let whole = core::Namespace { metadata: object.metadata.clone(), ..core::Namespace::default() };
-    pruned::namespace(&whole).map(|namespace| Some(Resource::Namespace(namespace)))
+    pruned::Namespace::try_from(&whole).map(|namespace| Some(Resource::Namespace(namespace)))
 }
 
 fn node(object: &PartialObjectMeta<core::Node>) -> Parsed {

@@ -23,6 +23,7 @@ use crate::member::{Peer, cluster, export, federation, port};
 
 mod exports;
 mod imports;
+mod local_services;
 mod restart;
 mod restored;
 mod workloads;

@@ -23,7 +23,7 @@ fn texts(list: &[&str]) -> Vec<String> {
 
 fn judge(policies: Vec<wire::AccessPolicy>, caller: &str, port: u16, http: Option<(&str, &str)>) -> Judgement {
     let caller: SpiffeId = caller.parse().unwrap();
-    let call = Call { caller: &caller, federation: Some("mesh.example"), port, http };
+    let call = Call { caller: &caller, federation: Some("mesh.example"), port, local: None, http };
     Policies::try_from(policies).unwrap().judge(&call)
 }
 
@@ -45,7 +45,7 @@ fn without_policies_members_may_call_and_nobody_else() {
         assert_eq!(allows(&[], caller, None), allowed, "{caller}");
     }
     let caller: SpiffeId = CART.parse().unwrap();
-    let unknown = Call { caller: &caller, federation: None, port: 80, http: None };
+    let unknown = Call { caller: &caller, federation: None, port: 80, local: None, http: None };
     assert!(Policies::default().judge(&unknown).decision.denies());
 }
 
@@ -249,4 +249,26 @@ fn strict_policies_name_ports_and_dry_runs_do_not_count() {
     let all = policies(vec![strict("e", &[], false)]);
     assert_eq!((all.strict(), all.strict_at(1).as_deref()), (StrictPorts::All, Some("e")));
     assert_eq!(Policies::default().strict(), StrictPorts::These([].into()));
+}
+
+#[test]
+fn a_local_service_is_for_its_own_cluster_whatever_policies_allow() {
+    let all = policy("shop/all", Action::Allow, vec![wire::AccessRule::default()]);
+    let not_cart = policy("shop/no", Action::Deny, vec![rule(|rule| rule.spiffe_ids = texts(&[CART]))]);
+    let decided = |policies: &[wire::AccessPolicy], caller: &str, own| {
+        let caller: SpiffeId = caller.parse().unwrap();
+        let call = Call { caller: &caller, federation: Some("mesh.example"), port: 80, local: Some(own), http: None };
+        Policies::try_from(policies.to_vec()).unwrap().judge(&call).decision
+    };
+    let granted = Decision::Allowed("local-services".into());
+    let refused = Decision::Denied("local-services".into());
+    assert_eq!(decided(&[], CART, "east"), granted);
+    for policies in [vec![], vec![all]] {
+        for foreign in [WEST, FOREIGN, "spiffe://mesh.example/cluster/east/control-plane"] {
+            assert_eq!(decided(&policies, foreign, "east"), refused, "{foreign}");
+        }
+        assert_eq!(decided(&policies, CART, ""), refused, "before the own cluster is known");
+    }
+    assert_eq!(decided(std::slice::from_ref(&not_cart), CART, "east"), Decision::Denied("shop/no".into()));
+    assert_eq!(decided(&[not_cart], OTHER, "east"), granted);
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use federation::ServiceHost;
+use federation::MeshHost;
 
 use crate::discovery::v1::resource::Resource as Kind;
 use crate::discovery::v1::{
@@ -70,7 +70,7 @@ fn vips(service: &Service) -> impl Iterator<Item = IpAddr> {
 impl State {
     pub(super) fn new(
         kind: ProxyKind,
-        hosts: impl IntoIterator<Item = ServiceHost>,
+        hosts: impl IntoIterator<Item = MeshHost>,
         advertise: Option<Advertise>,
     ) -> Self {
         Self {
@@ -117,7 +117,7 @@ impl State {
         self.applied.iter().map(known).collect()
     }
 
-    pub(super) fn subscribe(&mut self, host: &ServiceHost) -> Result<(), SubscriptionsFull> {
+    pub(super) fn subscribe(&mut self, host: &MeshHost) -> Result<(), SubscriptionsFull> {
         let host = host.to_string();
         if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains(&host) {
             return Err(SubscriptionsFull);
@@ -142,7 +142,7 @@ impl State {
         self.lookups.push_back(address);
     }
 
-    pub(super) fn unsubscribe(&mut self, host: &ServiceHost) {
+    pub(super) fn unsubscribe(&mut self, host: &MeshHost) {
         let host = host.to_string();
         let name = service_resource(&host);
         self.hosts.remove(&host);

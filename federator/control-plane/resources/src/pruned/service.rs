@@ -1,6 +1,7 @@
 //! v1 Service.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use federation::export::IpFamily;
@@ -31,6 +32,8 @@ pub struct Service {
     pub id: ServiceId,
     /// Its kind.
     pub kind: ServiceKind,
+    /// Its cluster IPs; none when headless, or while none is assigned.
+    pub addresses: Vec<IpAddr>,
     /// Its ports, in the order of the manifest.
     pub ports: Vec<Port>,
     /// `sessionAffinity: ClientIP`, and for how long.
@@ -53,6 +56,7 @@ impl TryFrom<&core::Service> for Service {
         Ok(Self {
             id,
             kind: kind(spec)?,
+            addresses: addresses(spec)?,
             ports: ports(spec.ports.as_deref().unwrap_or_default())?,
             client_ip_affinity: affinity(spec)?,
             ip_families: families(spec.ip_families.as_deref().unwrap_or_default())?,
@@ -73,6 +77,19 @@ fn kind(spec: &core::ServiceSpec) -> Result<ServiceKind, FieldError> {
             format_args!("{other:?} is none of ClusterIP, NodePort, LoadBalancer, ExternalName"),
         )),
     }
+}
+
+/// `clusterIPs`, or `clusterIP` where only that is set.
+fn addresses(spec: &core::ServiceSpec) -> Result<Vec<IpAddr>, FieldError> {
+    let several = spec.cluster_ips.as_deref().unwrap_or_default();
+    let one = spec.cluster_ip.as_slice();
+    let (texts, field) = if several.is_empty() { (one, "spec.clusterIP") } else { (several, "spec.clusterIPs") };
+    let assigned = texts.iter().filter(|text| !text.is_empty() && *text != "None");
+    let address = |text: &String| {
+        let parsed = text.parse::<IpAddr>().ok().filter(|address| !address.is_unspecified() && !address.is_multicast());
+        parsed.ok_or_else(|| FieldError::new(field, format_args!("{text:?} is no address of a service")))
+    };
+    assigned.map(address).collect()
 }
 
 fn ports(ports: &[core::ServicePort]) -> Result<Vec<Port>, FieldError> {

@@ -9,7 +9,7 @@ fn workloads_learn_what_they_answer_by_their_address_and_account() {
     let found = workloads.find(&["127.1.0.7".parse().unwrap()], "cart").unwrap();
     assert_eq!((found.id.as_str(), found.locality.zone.as_str()), ("east/shop/cart-0", "eu-a"));
     let binding = &found.bindings[0];
-    assert_eq!((binding.service.to_string().as_str(), binding.port.port, binding.target), ("shop/cart", 7070, 17070));
+    assert_eq!((binding.host.label().as_str(), binding.port.port, binding.target), ("shop/cart", 7070, 17070));
     assert!(workloads.find(&["127.1.0.7".parse().unwrap()], "frontend").is_none());
     assert!(workloads.find(&["127.1.0.8".parse().unwrap()], "cart").is_none(), "it has no sidecar");
 }
