@@ -3,6 +3,7 @@
 //! ```text
 //!  application ─┬─ TCP to the clusterset ─► REDIRECT ─► outbound listener (15001), which asks for the original destination
 //!               ├─ anything else there ───► ICMP port unreachable: the mesh carries TCP only
+//!               ├─ TCP to local services ─► REDIRECT ─► outbound listener
 //!               ├─ DNS to its resolvers ──► REDIRECT ─► DNS listener (15053)
 //!               └─ everything else ───────► not looked at
 //!
@@ -11,12 +12,14 @@
 //!                └─ everything else ────────► not looked at
 //! ```
 //!
-//! Which ports are strict is a set in the table. The running sidecar keeps it as the policies say (it needs CAP_NET_ADMIN
-//! for that); it outlives the sidecar, so that plaintext is refused while one restarts.
+//! Which ports are strict is a set in the table, and so is which of the cluster's own addresses are local services', of
+//! namespaces that have opted in: none, unless the control-plane says so. The running sidecar keeps them as policies and
+//! discovery say (it needs CAP_NET_ADMIN for that); they outlive the sidecar, so that plaintext is refused while one restarts.
 //!
 //! The table is replaced as a whole in one transaction: installing twice changes nothing, and no packet ever meets half of
 //! it. The sidecar's own user is left alone, so its traffic cannot come back to it. Only `nft` is needed, no `iptables`.
 
+pub(crate) mod local;
 mod nft;
 mod rules;
 pub(crate) mod strict;
@@ -38,6 +41,8 @@ struct Wanted<'a> {
     resolvers: Vec<IpAddr>,
     /// Where plaintext to strict ports goes; none: no port is strict.
     strict: Option<StrictCapture>,
+    /// The addresses of local services that the kernel knew before, IPv4 and IPv6, as `nft` writes them.
+    local: [Option<String>; 2],
 }
 
 /// How plaintext to strict ports is captured.
@@ -86,7 +91,8 @@ pub fn install(config: &Config) -> Result<(), CaptureError> {
         }),
         None => None,
     };
-    let wanted = Wanted { config: capture, outbound_port, dns_port, resolvers, strict };
+    let local = [nft::elements(rules::TABLE, rules::LOCAL[0])?, nft::elements(rules::TABLE, rules::LOCAL[1])?];
+    let wanted = Wanted { config: capture, outbound_port, dns_port, resolvers, strict, local };
     Ok(nft::run(&rules::install(&wanted))?)
 }
 

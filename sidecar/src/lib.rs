@@ -26,10 +26,14 @@
 //!    With `maxTrustAge` set, other trust domains are shut out once the trust state was not confirmed for so long (its own
 //!    cluster never is), and let in again by the next confirmation.
 //! 5. The application never notices: what is captured is told apart by its original destination, a server that speaks first is
-//!    heard on ports that declare nothing, and what is not of the clusterset is never captured ([`capture`]).
+//!    heard on ports that declare nothing, and what is not of the clusterset is never captured ([`capture`]), but for services
+//!    of the own cluster whose namespace has opted in.
 //! 6. Overload is shed early: requests, connections, queries and sessions are bounded, and one too many is told so.
 //! 7. No lock is held across an await; every task belongs to the sidecar and ends with it.
-//! 8. A caller is let in by an export, if it is of the federation, or by an `AccessPolicy` where one names the port; by its
+//! 8. A service of the own cluster (`….svc.cluster.local`) is called within the cluster and by the cluster's own identities only:
+//!    no gateway, no other cluster, no policy changes that. An endpoint without a sidecar is called as it is, in plaintext; one
+//!    of the clusterset never is.
+//! 9. A caller is let in by an export, if it is of the federation, or by an `AccessPolicy` where one names the port; by its
 //!    certificate, never by what it says of itself. Open raw connections are judged again when policies change; plaintext is
 //!    refused where a policy is strict, and left as it is elsewhere.
 

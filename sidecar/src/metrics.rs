@@ -198,7 +198,7 @@ impl Metrics {
         );
         registry.register(
             "capture_errors",
-            "Times that the kernel could not be told which ports refuse plaintext",
+            "Times that the kernel could not be told which ports refuse plaintext, or which local services are captured",
             self.capture_errors.clone(),
         );
         registry.register_with_unit("relayed", "Bytes of opaque connections", Unit::Bytes, self.bytes.clone());

@@ -256,6 +256,9 @@ impl Parts {
     }
 
     fn keep_up(&self) {
+        if self.config.capture.is_some() {
+            self.tasks.spawn(capture::local::follow(self.router.clone(), self.metrics.clone()));
+        }
         self.tasks.spawn(upkeep::probe(self.router.clone(), self.dialer.clone(), Arc::clone(&self.ejected)));
         self.tasks.spawn(Arc::clone(&self.trust_age).keep());
         self.tasks.spawn(upkeep::tidy(self.router.clone()));

@@ -24,6 +24,8 @@
 //! - A root signs only after every connected proxy and watcher has acknowledged it, and goes only after the last certificate
 //!   below it has ended; an emergency alone hurries. A bundle's sequence only grows, over restarts and lost disks.
 //! - A membership that its member ended, or that a later one replaced, is not brought back by an old word.
+//! - A namespace that opts its own Services in ([`local`]) changes what this cluster's sidecars are told, and nothing else: no
+//!   record, route, import or name speaks of `cluster.local`.
 //! - Sequences and other clusters' records are on disk before they are said or acknowledged.
 
 pub mod admin;

@@ -1,5 +1,6 @@
 //! The rules, as text for `nft -f`.
 
+use std::collections::HashSet;
 use std::fmt::{Display, Write};
 use std::net::IpAddr;
 
@@ -17,6 +18,9 @@ pub(super) const REMOVE: &str = "add table inet isthmus\ndelete table inet isthm
 
 /// The set of strict ports.
 pub(super) const STRICT: &str = "strict";
+
+/// The sets of local services' addresses, by family.
+pub(super) const LOCAL: [&str; 2] = ["local4", "local6"];
 
 /// The whole table, in place of the one that is there.
 pub(super) fn install(wanted: &Wanted<'_>) -> String {
@@ -41,12 +45,21 @@ pub(super) fn install(wanted: &Wanted<'_>) -> String {
     let to = format!("redirect to :{}", wanted.outbound_port);
     rule(&mut redirect, "meta l4proto tcp ip daddr", &ipv4, &to);
     rule(&mut redirect, "meta l4proto tcp ip6 daddr", &ipv6, &to);
+    let mut local = String::new();
+    for ((set, kind), known) in LOCAL.iter().zip(["ipv4_addr", "ipv6_addr"]).zip(&wanted.local) {
+        let elements = known.as_ref().map(|known| format!(" elements = {{ {known} }}")).unwrap_or_default();
+        // Writing to a string does not fail.
+        let _ = writeln!(local, "\tset {set} {{\n\t\ttype {kind};{elements}\n\t}}");
+    }
+    for (family, set) in ["ip", "ip6"].iter().zip(LOCAL) {
+        let _ = writeln!(redirect, "\t\tmeta l4proto tcp {family} daddr @{set} {to}");
+    }
     let mut refuse = String::new();
     rule(&mut refuse, "meta l4proto != tcp ip daddr", &ipv4, "reject with icmpx type port-unreachable");
     rule(&mut refuse, "meta l4proto != tcp ip6 daddr", &ipv6, "reject with icmpx type port-unreachable");
     let inbound = wanted.strict.as_ref().map(|strict| inbound(config, strict)).unwrap_or_default();
     format!(
-        "{REMOVE}table {TABLE} {{\n\
+        "{REMOVE}table {TABLE} {{\n{local}\
          \tchain capture {{\n\t\ttype nat hook output priority -100; policy accept;\n{spare}{redirect}\t}}\n\
          \tchain refuse {{\n\t\ttype filter hook output priority 0; policy accept;\n{spare}{refuse}\t}}\n\
          {inbound}}}\n"
@@ -74,6 +87,22 @@ fn inbound(config: &CaptureConfig, strict: &StrictCapture) -> String {
          \t\tiifname \"lo\" return\n{spare}\
          \t\tct direction original tcp dport @{STRICT} reject with tcp reset\n\t}}\n"
     )
+}
+
+/// Replaces the addresses of local services, in one transaction.
+pub(super) fn local(addresses: &HashSet<IpAddr>) -> String {
+    let (ipv4, ipv6): (Vec<&IpAddr>, Vec<&IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
+    let mut script = String::new();
+    for (set, mut addresses) in LOCAL.into_iter().zip([ipv4, ipv6]) {
+        addresses.sort_unstable();
+        // Writing to a string does not fail.
+        let _ = writeln!(script, "flush set {TABLE} {set}");
+        if !addresses.is_empty() {
+            let texts: Vec<String> = addresses.into_iter().map(ToString::to_string).collect();
+            let _ = writeln!(script, "add element {TABLE} {set} {{ {} }}", texts.join(", "));
+        }
+    }
+    script
 }
 
 /// Replaces the strict ports, in one transaction.
@@ -121,11 +150,24 @@ mod tests {
             probe_sources: vec![],
         };
         let resolvers = vec!["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
-        let text =
-            install(&Wanted { config: &config, outbound_port: 15001, dns_port: Some(15053), resolvers, strict: None });
+        let local = [Some("10.96.0.7".to_owned()), None];
+        let text = install(&Wanted {
+            config: &config,
+            outbound_port: 15001,
+            dns_port: Some(15053),
+            resolvers,
+            strict: None,
+            local,
+        });
         let expected = "add table inet isthmus
 delete table inet isthmus
 table inet isthmus {
+\tset local4 {
+\t\ttype ipv4_addr; elements = { 10.96.0.7 }
+\t}
+\tset local6 {
+\t\ttype ipv6_addr;
+\t}
 \tchain capture {
 \t\ttype nat hook output priority -100; policy accept;
 \t\tmeta skuid { 1337 } return
@@ -137,6 +179,8 @@ table inet isthmus {
 \t\ttcp dport 53 ip6 daddr { fd00::53 } redirect to :15053
 \t\tmeta l4proto tcp ip daddr { 241.0.0.0/8 } redirect to :15001
 \t\tmeta l4proto tcp ip6 daddr { fd00:241::/64 } redirect to :15001
+\t\tmeta l4proto tcp ip daddr @local4 redirect to :15001
+\t\tmeta l4proto tcp ip6 daddr @local6 redirect to :15001
 \t}
 \tchain refuse {
 \t\ttype filter hook output priority 0; policy accept;
@@ -154,9 +198,15 @@ table inet isthmus {
     #[test]
     fn nothing_is_said_of_what_is_not_asked_for() {
         let config = CaptureConfig::default();
-        let text =
-            install(&Wanted { config: &config, outbound_port: 15001, dns_port: None, resolvers: vec![], strict: None });
-        assert!(!text.contains("ip6") && !text.contains("dport") && !text.contains("{  }"), "{text}");
+        let text = install(&Wanted {
+            config: &config,
+            outbound_port: 15001,
+            dns_port: None,
+            resolvers: vec![],
+            strict: None,
+            local: [None, None],
+        });
+        assert!(!text.contains("ip6 daddr {") && !text.contains("dport") && !text.contains("{  }"), "{text}");
     }
 
     #[test]
@@ -184,6 +234,18 @@ table inet isthmus {
 \t}
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_addresses_of_local_services_are_replaced_as_a_whole() {
+        let addresses = ["10.96.0.9", "10.96.0.7", "fd00:96::7"].map(|text| text.parse().unwrap());
+        let expected = "flush set inet isthmus local4
+add element inet isthmus local4 { 10.96.0.7, 10.96.0.9 }
+flush set inet isthmus local6
+add element inet isthmus local6 { fd00:96::7 }
+";
+        assert_eq!(local(&addresses.into()), expected);
+        assert!(!local(&HashSet::new()).contains("add"));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(crate) const UNDECLARED_TOO: TestPort = TestPort { port: 9001, app_protocol:
 pub(crate) const UNDECLARED_THREE: TestPort = TestPort { port: 9002, app_protocol: "" };
 
 impl TestPort {
-    fn wire(self) -> Port {
+    pub(crate) fn wire(self) -> Port {
         Port {
             name: String::new(),
             port: self.port.into(),

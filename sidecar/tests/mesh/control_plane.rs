@@ -106,6 +106,11 @@ impl State {
         self.revision.send_modify(|revision| *revision += 1);
     }
 
+    pub(crate) fn remove(&self, name: &str) {
+        self.resources.lock().unwrap().remove(name);
+        self.revision.send_modify(|revision| *revision += 1);
+    }
+
     /// What a proxy should have.
     fn wanted(
         &self,
@@ -116,7 +121,10 @@ impl State {
         let resources = self.resources.lock().unwrap();
         let mut wanted = BTreeMap::new();
         for (name, resource) in &*resources {
-            let own = name == "mesh" || name.starts_with("trust/") || *name == format!("workload@{proxy}");
+            let own = name == "mesh"
+                || name == "local-services"
+                || name.starts_with("trust/")
+                || *name == format!("workload@{proxy}");
             let by_address = matches!(&resource.resource, Some(Kind::Service(service))
                 if service.vips.iter().any(|vip| addresses.contains(vip)));
             if own || by_address {

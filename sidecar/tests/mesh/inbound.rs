@@ -20,10 +20,10 @@ use crate::client::{Answer, request};
 use crate::cluster::{Cluster, HTTP, PATIENCE, RAW, host};
 
 /// A peer with an identity of its own.
-struct Peer {
-    identity: Option<Identity>,
-    trust: TrustStore,
-    server: String,
+pub(crate) struct Peer {
+    pub(crate) identity: Option<Identity>,
+    pub(crate) trust: TrustStore,
+    pub(crate) server: String,
 }
 
 impl Peer {
@@ -36,7 +36,7 @@ impl Peer {
         }
     }
 
-    async fn dial(
+    pub(crate) async fn dial(
         &self,
         address: SocketAddr,
         sni: &str,
@@ -51,7 +51,7 @@ impl Peer {
         Ok((stream, verdict))
     }
 
-    async fn verdict(&self, address: SocketAddr, sni: &str, alpn: &[u8]) -> Code {
+    pub(crate) async fn verdict(&self, address: SocketAddr, sni: &str, alpn: &[u8]) -> Code {
         self.dial(address, sni, alpn).await.unwrap().1.code()
     }
 }
@@ -60,7 +60,7 @@ fn sni(port: u16, subset: &str) -> String {
     format!("outbound_.{port}_.{subset}_.{}", host("cart"))
 }
 
-async fn session(stream: TlsStream<TcpStream>) -> http2::SendRequest<Full<Bytes>> {
+pub(crate) async fn session(stream: TlsStream<TcpStream>) -> http2::SendRequest<Full<Bytes>> {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(async move {
         let _ = connection.await;

@@ -14,6 +14,7 @@ mod hostile;
 mod identity;
 mod inbound;
 mod lifecycle;
+mod local_services;
 mod namespace;
 mod overload;
 mod policy;

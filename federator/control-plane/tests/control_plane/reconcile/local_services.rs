@@ -85,7 +85,7 @@ fn services_of_a_namespace_that_opted_in_are_told_to_sidecars_of_the_cluster_and
     let [own] = ads.clusters.as_slice() else { panic!("{ads:?}") };
     assert_eq!((own.cluster.as_str(), own.gateways.len()), ("east", 0));
     assert_eq!(own.identities, ["spiffe://east.mesh.example/ns/shop/sa/cart"]);
-    let [sidecar, plain, outside]: &[Endpoint; 3] = own.endpoints.as_slice().try_into().unwrap();
+    let [sidecar, outside, plain]: &[Endpoint; 3] = own.endpoints.as_slice().try_into().unwrap();
     assert_eq!((sidecar.id.as_str(), sidecar.mesh_port, sidecar.targets.len()), ("east/shop/cart-0", 15008, 0));
     assert_eq!(
         (outside.id.as_str(), outside.address.as_str(), outside.ready),
@@ -162,5 +162,6 @@ fn a_host_of_the_cluster_is_never_one_of_the_clusterset() {
     assert_ne!(id.local_host(), MeshHost::from(id.host()));
     let mut world = World::new(true);
     world.apply(&format!("{OPTED_IN}---{INTERNAL}"));
-    assert!(world.snapshot.services.is_empty() && world.snapshot.by_vip.is_empty() && world.published.is_empty());
+    assert!(world.snapshot.services.is_empty() && world.snapshot.by_vip.is_empty());
+    assert!(world.said("exports/shop/ads").is_none() && world.said("exports/shop/cart").is_none());
 }
