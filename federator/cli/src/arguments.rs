@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use federation::{ClusterName, Namespace, ServiceId};
+use federation::name::NameError;
+use federation::{ClusterName, MeshHost, Namespace, ServiceId};
 use ipnet::IpNet;
 use jiff::SignedDuration;
 use spiffe_identity::SpiffeId;
@@ -350,9 +351,9 @@ pub(crate) struct Status {
 /// `isthmus explain`
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// The service
-    #[arg(value_name = "NAMESPACE/NAME")]
-    pub(crate) service: ServiceId,
+    /// The service of the clusterset, or the host name of one of the cluster's own whose namespace has opted in
+    #[arg(value_name = "NAMESPACE/NAME", value_parser = explained)]
+    pub(crate) service: MeshHost,
     /// Only this port
     #[arg(long, value_name = "PORT")]
     pub(crate) port: Option<u16>,
@@ -362,6 +363,13 @@ pub(crate) struct Explain {
     /// The sidecar's admin address
     #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_SIDECAR", default_value = "127.0.0.1:15020")]
     pub(crate) sidecar: String,
+}
+
+fn explained(text: &str) -> Result<MeshHost, NameError> {
+    match text.parse() {
+        Ok(host) => Ok(host),
+        Err(_) => text.parse::<ServiceId>().map(|service| service.host().into()),
+    }
 }
 
 /// `isthmus dig`

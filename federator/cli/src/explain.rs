@@ -33,7 +33,7 @@ async fn ask(arguments: &Explain) -> Result<Explanation, Failure> {
     }
     let address = &arguments.sidecar;
     let broken = |reason: String| Failure::Sidecar { address: address.clone(), reason };
-    let service = arguments.service.to_string();
+    let service = arguments.service.label();
     let question = Question { service, port: arguments.port, failed: &arguments.without };
     let body = serde_json::to_vec(&question).map_err(|error| broken(error.to_string()))?;
     let request = Request::builder()

@@ -31,8 +31,8 @@ pub(crate) struct State {
     trust_domain: TrustDomain,
     lifetime: Duration,
     /// By name; the workload of each proxy is `workload@<proxy>`.
-    resources: Mutex<BTreeMap<String, Resource>>,
-    revision: watch::Sender<u64>,
+    pub(crate) resources: Mutex<BTreeMap<String, Resource>>,
+    pub(crate) revision: watch::Sender<u64>,
     /// Streams of an older generation end.
     generation: watch::Sender<u64>,
     pub(crate) issued_by_token: AtomicUsize,
@@ -103,11 +103,6 @@ impl State {
             resource.name = public.to_owned();
         }
         self.resources.lock().unwrap().insert(name.to_owned(), resource);
-        self.revision.send_modify(|revision| *revision += 1);
-    }
-
-    pub(crate) fn remove(&self, name: &str) {
-        self.resources.lock().unwrap().remove(name);
         self.revision.send_modify(|revision| *revision += 1);
     }
 

@@ -53,8 +53,9 @@ impl Cluster {
 
     /// Nobody has opted in any more.
     fn has_ads_no_more(&self) {
-        self.state().remove(&format!("service/{HOST}"));
-        self.state().remove("local-services");
+        let gone = ["local-services".to_owned(), format!("service/{HOST}")];
+        self.state().resources.lock().unwrap().retain(|name, _| !gone.contains(name));
+        self.state().revision.send_modify(|revision| *revision += 1);
     }
 
     /// A workload with a sidecar that answers the service's ports.

@@ -116,6 +116,31 @@ endpoints:
 }
 
 #[test]
+fn a_namespace_opts_its_services_in_by_a_label_and_their_addresses_are_read() {
+    for (labels, expected) in [
+        ("{}", false),
+        ("{isthmus.dev/local-services: disabled}", false),
+        ("{isthmus.dev/local-services: enabled}", true),
+    ] {
+        let text = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, labels: {labels}}}}}");
+        let Resource::Namespace(namespace) = only(&text) else { panic!("{labels}") };
+        assert_eq!((namespace.name.as_str(), namespace.local_services), ("shop", expected), "{labels}");
+    }
+    for (spec, expected) in [
+        ("", &[][..]),
+        ("clusterIP: None", &[]),
+        ("clusterIP: ''", &[]),
+        ("clusterIP: 10.96.0.7", &["10.96.0.7"]),
+        ("clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7, 'fd00:96::7']", &["10.96.0.7", "fd00:96::7"]),
+    ] {
+        let service = format!("{{apiVersion: v1, kind: Service, metadata: {{name: ads}}, spec: {{{spec}}}}}");
+        let Resource::Service(service) = only(&service) else { panic!("{spec}") };
+        let addresses: Vec<_> = service.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, expected, "{spec}");
+    }
+}
+
+#[test]
 fn service_exports_are_read_in_both_versions_with_and_without_a_spec() {
     for version in ["v1beta1", "v1alpha1"] {
         let text =
@@ -212,6 +237,19 @@ fn a_broken_field_is_named_with_its_line() {
             "yes",
         ),
         (pod_of_weight("0"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "from 1 to 1000"),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  labels:\n    isthmus.dev/local-services: \"true\"\n"
+                .to_owned(),
+            Some(6),
+            Some("metadata.labels.isthmus.dev/local-services"),
+            "neither",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\nspec:\n  clusterIP: 0.0.0.0\n".to_owned(),
+            Some(6),
+            Some("spec.clusterIP"),
+            "no address of a service",
+        ),
         (pod_of_weight("1001"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "1001"),
         (pod_of_weight("1.5"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "1.5"),
         (pod_of_weight(""), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "whole number"),

@@ -180,6 +180,46 @@ async fn a_sidecar_is_told_what_it_asks_for_and_what_it_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sidecars_are_told_of_local_services_while_their_namespace_has_opted_in_and_gateways_never() {
+    const OPTED_IN: &str =
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {isthmus.dev/local-services: enabled}}\n";
+    let directory = tempfile::tempdir().unwrap();
+    let program = Program::start(directory.path()).await;
+    let shop = SHOP.replace("spec: {ports", "spec: {clusterIP: 10.96.0.7, ports");
+    program.write("shop.yaml", &format!("{shop}---\n{EXPORT}"));
+    program.until_import("cart", |_| true).await;
+    let workload = identity(&program, "shop", "cart").await;
+    let workload_addresses = vec!["127.1.0.7".parse().unwrap()];
+    let watch = WatchOptions { workload_addresses, ..options("cart-0") };
+    let mut sidecar = Proxy::watch(&program, &workload, ProxyKind::Sidecar, watch);
+    let gateway = identity(&program, "isthmus-system", "east-west-gateway").await;
+    let mut gateway = Proxy::watch(&program, &gateway, ProxyKind::Gateway, options("gw-0"));
+    let host = "service/cart.shop.svc.cluster.local";
+    sidecar.handle.subscribe(["cart.shop.svc.cluster.local".parse().unwrap()], []).unwrap();
+    sidecar.until(host, |it| matches!(it, Content::Absent(_))).await;
+
+    program.write("shop.yaml", &format!("{shop}---\n{EXPORT}{OPTED_IN}"));
+    let told = |it: &Content| matches!(it, Content::LocalServices(it) if it.addresses == ["10.96.0.7"]);
+    sidecar.until("local-services", told).await;
+    let known = |it: &Content| matches!(it, Content::Service(it) if it.vips == ["10.96.0.7"] && it.clusters.len() == 1);
+    sidecar.until(host, known).await;
+    sidecar.until("workload", |it| matches!(it, Content::Workload(it) if it.bindings.len() == 2)).await;
+    // By the address alone, as of a captured connection.
+    let other = identity(&program, "shop", "frontend").await;
+    let mut other = Proxy::watch(&program, &other, ProxyKind::Sidecar, options("frontend-0"));
+    other.handle.subscribe([], ["10.96.0.7".parse().unwrap()]).unwrap();
+    other.until(host, known).await;
+    gateway.until("route/cart.shop.svc.clusterset.local", |_| true).await;
+    assert!(gateway.names().iter().all(|name| !name.contains("cluster.local") && name != "local-services"));
+
+    program.write("shop.yaml", &format!("{shop}---\n{EXPORT}"));
+    sidecar.until_gone("local-services").await;
+    sidecar.until(host, |it| matches!(it, Content::Absent(_))).await;
+    sidecar.until("workload", |it| matches!(it, Content::Workload(it) if it.bindings.len() == 1)).await;
+    program.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_may_not_dial_out_is_told_its_gateways_way_out() {
     let directory = tempfile::tempdir().unwrap();
     let program = Program::start_with(directory.path(), |config| config.egress_restricted = true).await;
