@@ -71,7 +71,7 @@ async fn what_is_not_in_the_clusterset_is_refused_by_name() {
     let (_east, client, _server, _application) = east().await;
     let cases = [
         ("http://example.com/", StatusCode::FORBIDDEN, "not-in-clusterset"),
-        ("http://cart.shop.svc.cluster.local/", StatusCode::FORBIDDEN, "not-in-clusterset"),
+        ("http://cart.shop.svc.cluster.local/", StatusCode::FORBIDDEN, "not-opted-in"),
         ("http://nobody.shop.svc.clusterset.local/", StatusCode::BAD_GATEWAY, "unknown-service"),
         ("http://cart.shop.svc.clusterset.local:81/", StatusCode::BAD_GATEWAY, "unknown-port"),
         ("http://cart.shop.svc.clusterset.local:6379/", StatusCode::BAD_REQUEST, "not-http"),
