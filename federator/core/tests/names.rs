@@ -79,7 +79,6 @@ fn server_names_that_route_nowhere_are_refused() {
         format!("outbound_.80_.c-_.{host}"),
         format!("outbound_.80_.c-west.e-_.{host}"),
         format!("outbound_.80_.c-west.e-65536_.{host}"),
-        "outbound_.80_._.shop.default.svc.cluster.local".to_owned(),
         host.to_owned(),
         String::new(),
     ] {
