@@ -58,6 +58,8 @@ impl Collector for StateMetrics {
         gauge("remote_clusters", "Other clusters with a gateway whose address is known", None, reachable.into())?;
         gauge("endpoints", "Endpoints of exported services", None, total.into())?;
         gauge("endpoints_ready", "Those that are ready", None, ready.into())?;
+        let pipes = u32::try_from(relay::pipes()).unwrap_or(u32::MAX);
+        gauge("pipes", "Pipes of 1 MiB through which bulk goes, at most limits.maxPipes", None, pipes.into())?;
         gauge(
             "synced",
             "1 while the control-plane's whole state is applied and followed",

@@ -13,6 +13,8 @@ mod pipe;
 mod pool;
 mod tcp;
 
+pub use pipe::pipes;
+
 use std::{
     future::poll_fn,
     io,

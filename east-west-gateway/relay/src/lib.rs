@@ -29,7 +29,7 @@ pub mod alert;
 
 pub use client_hello::{ClientHello, ClientHelloError, ClientHelloReader};
 pub use copy::{
-    Record, RelayEnd, RelayOptions, Relayed, SETTLED, Side, relay, relay_observed, relay_streams, reset_on_close,
+    Record, RelayEnd, RelayOptions, Relayed, SETTLED, Side, pipes, relay, relay_observed, relay_streams, reset_on_close,
 };
 pub use proxy_header::{MAX_PROXY_HEADER, ProxyHeader, ProxyHeaderError, read_proxy_header};
 pub use read::{HelloLimits, ReadHelloError, read_client_hello};

@@ -88,6 +88,7 @@ async fn pipes_are_held_by_blocked_bulk_alone_bounded_and_given_back() {
         bulk.push((client, server, relaying, written));
     }
     assert_eq!(pipe_descriptors(), before + 2 * LIMIT);
+    assert_eq!(relay::pipes(), LIMIT);
 
     // Read after all, everything is there, and no idle connection keeps one.
     for (client, _, _, written) in &mut bulk {

@@ -126,7 +126,9 @@ async fn the_program_serves_tells_of_itself_and_ends_on_sigterm() {
     }]);
     assert_eq!(routes[0]["endpoints"], expected);
     let (_, metrics) = get(own_address(15020), "/metrics").await.unwrap();
-    assert!(metrics.contains("isthmus_east_west_gateway_connections 1\n"), "{metrics}");
+    for line in ["connections 1", "pipes 0.0"] {
+        assert!(metrics.contains(&format!("isthmus_east_west_gateway_{line}\n")), "no {line} in {metrics}");
+    }
 
     let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();

@@ -23,6 +23,11 @@ thread_local! {
 /// The pipes of this process.
 static EXISTING: AtomicUsize = AtomicUsize::new(0);
 
+/// The pipes of this process, lent and spare, each of 1 MiB: at most [`RelayOptions::max_pipes`](super::RelayOptions::max_pipes).
+pub fn pipes() -> usize {
+    EXISTING.load(Relaxed)
+}
+
 /// One pipe, and how many bytes are in it.
 pub(super) struct Pipe {
     read: OwnedFd,
