@@ -33,8 +33,8 @@ bench-gateway: tools
 
 ## bench-sidecar: a pair of sidecars beside Envoy pairs and HAProxy pairs, in turn, 7 minutes (BENCH="--readme README.md" writes the table there)
 bench-sidecar: tools
-	$(CARGO) build --locked --workspace --bins
-	$(CARGO) build --locked --release --package sidecar --package e2e --bin sidecar --bin bench_sidecar
+	$(CARGO) build --locked --release --workspace --bin trust-bundle --bin federator --bin control-plane --bin east-west-gateway \
+		--bin sidecar --bin isthmus --bin shop --bin bench_sidecar
 	$(ALONE) $${CARGO_TARGET_DIR:-target}/release/bench_sidecar $(BENCH)
 
 ## bench-federation: the federator with 1,000 clusters x 100 exports on three etcd members (about 5 minutes; BENCH="--clusters 50" for less)

@@ -19,7 +19,7 @@ use rustix::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Interval, MissedTickBehavior, timeout},
 };
 use tracing::{info, warn};
@@ -100,8 +100,14 @@ impl Gateway {
         set_tcp_quickack(&listener, false)?;
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(takeover::inode(&listener)?);
         let mut connections = JoinSet::new();
-        self.accept_until(side, &listener, &mut connections, &drain, drain.signaled()).await;
-        if self.leave_to_successor(&listener)? {
+        // It goes on accepting and relaying while it looks for a successor.
+        let leaving = async {
+            drain.signaled().await;
+            self.has_successor(&listener).await
+        };
+        if self.accept_until(side, &listener, &mut connections, &drain, leaving).await? {
+            info!(address = %listener.local_addr()?, "leaving the port to another process");
+            drop_new_connections(&listener)?;
             self.accept_until(side, &listener, &mut connections, &drain, tokio::time::sleep(HANDSHAKES)).await;
         }
         self.accept_waiting(side, listener, &mut connections, &drain)?;
@@ -113,31 +119,29 @@ impl Gateway {
         Ok(())
     }
 
-    /// Where another process listens too, it gets all new connections; says whether handshakes are still under way here.
-    fn leave_to_successor(&self, listener: &TcpListener) -> io::Result<bool> {
+    /// Whether another process listens too and gets what still shakes hands only if it is left to it with care.
+    async fn has_successor(&self, listener: &TcpListener) -> io::Result<bool> {
         let own = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if !has_successor(listener, &own) || kernel_migrates() {
-            return Ok(false);
-        }
-        info!(address = %listener.local_addr()?, "leaving the port to another process");
-        drop_new_connections(listener)?;
-        Ok(true)
+        let inode = takeover::inode(listener)?;
+        // The kernel's list takes its time where there are many connections.
+        let looked = spawn_blocking(move || has_successor(inode, &own) && !kernel_migrates()).await;
+        Ok(looked?)
     }
 
-    async fn accept_until(
+    async fn accept_until<T>(
         &self,
         side: Side,
         listener: &TcpListener,
         connections: &mut JoinSet<()>,
         drain: &DrainWatcher,
-        stop: impl Future<Output = ()>,
-    ) {
+        stop: impl Future<Output = T>,
+    ) -> T {
         let mut stop = std::pin::pin!(stop);
         let mut spare = SpareDescriptor::new();
         let mut metronome = Metronome::new();
         loop {
             tokio::select! {
-                () = &mut stop => return,
+                stopped = &mut stop => return stopped,
                 () = metronome.tick() => reap(connections),
                 // While connections come, those that have ended are let go with the next one or tick: each would wake this task.
                 Some(_) = connections.join_next(), if metronome.is_run_down() => {}

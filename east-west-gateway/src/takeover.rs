@@ -19,9 +19,10 @@ pub(crate) const HANDSHAKES: Duration = Duration::from_millis(250);
 /// `LISTEN` in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
 
-/// Whether another process listens where this socket does. `own` are the inodes of all listeners of this process.
-pub(crate) fn has_successor(listener: &impl AsFd, own: &[u64]) -> bool {
-    let Ok(inode) = inode(listener) else { return false };
+/// Whether another process listens where the listener with this inode does. `own` are the inodes of all listeners of this process.
+///
+/// Reads the list of all connections of the network namespace: blocks for long where there are many.
+pub(crate) fn has_successor(inode: u64, own: &[u64]) -> bool {
     ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().any(|table| {
         let Ok(text) = fs::read_to_string(table) else { return false };
         let listeners = || text.lines().skip(1).filter_map(listening);
@@ -89,10 +90,10 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let one = shared_listener(address.parse().unwrap());
             let own = [inode(&one).unwrap()];
-            assert!(!has_successor(&one, &own), "{address}");
+            assert!(!has_successor(own[0], &own), "{address}");
             let other = shared_listener(one.local_addr().unwrap());
-            assert!(has_successor(&one, &own), "{address}");
-            assert!(!has_successor(&one, &[own[0], inode(&other).unwrap()]), "{address}: both are ours");
+            assert!(has_successor(own[0], &own), "{address}");
+            assert!(!has_successor(own[0], &[own[0], inode(&other).unwrap()]), "{address}: both are ours");
         }
     }
 

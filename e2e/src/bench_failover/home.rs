@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use http::{HeaderMap, Method};
-use rustix::process::Signal;
 
 use super::{
     rows::{Injection, Row},
@@ -21,8 +20,8 @@ use crate::{
 const WATCH: Duration = Duration::from_millis(700);
 /// From a replacement's readiness to the next fault.
 const REST: Duration = Duration::from_millis(300);
-/// How long a gateway waits for its sessions: the bench's load would hold them for ever.
-const DRAIN: &str = "drainDeadline: 1s";
+/// How long a gateway waits for its sessions, which leave once they have heard that it drains.
+const DRAIN: &str = "drainDeadline: 5s";
 /// Between two looks at a sidecar that starts.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -119,8 +118,8 @@ async fn gateway_killed(lab: &mut Lab, load: &Load, number: usize) -> anyhow::Re
 async fn gateway_replaced(lab: &mut Lab, load: &Load, number: usize) -> anyhow::Result<Injection> {
     let gateway = &mut lab.cluster("east")?.gateways[number % 2];
     let fault = Instant::now();
-    gateway.signal(Signal::TERM);
-    gateway.stop().await.context("the gateway did not run")?;
+    let status = gateway.stop().await.context("the gateway did not run")?;
+    ensure!(status.success(), "the gateway ended with {status}");
     gateway.restart()?;
     gateway.ready(READY).await?;
     watch(REST).await;

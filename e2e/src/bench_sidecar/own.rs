@@ -61,7 +61,7 @@ impl Own {
             services: services.to_vec(),
             collector: None,
         };
-        let mut lab = Lab::start(directory, Binaries::build()?).await?;
+        let mut lab = Lab::start(directory, Binaries::beside_this_program()?).await?;
         lab.add(vec![description]).await?;
         let east = lab.cluster("east")?;
         let operator = east.operator();
