@@ -191,7 +191,7 @@ pub async fn serve(
         handshakes_per_source: 16,
         anonymous_lifetime: CONNECTION,
         connections: 256,
-        close_when_distrusted: None,
+        ..AcceptLimits::default()
     };
     let mut incoming = rpc::incoming(listener, tls, limits);
     let mut connections = JoinSet::new();

@@ -3,6 +3,7 @@
 //! tonic's own TLS settings know one fixed root, so both directions bring their own streams instead.
 
 mod channel;
+mod ending;
 mod incoming;
 
 use std::{net::SocketAddr, time::Duration};
@@ -10,6 +11,7 @@ use std::{net::SocketAddr, time::Duration};
 use spiffe_identity::SpiffeId;
 use tonic::{Request, Status, transport::Server};
 
+use self::ending::Ending;
 pub use self::{
     channel::{AttemptError, ChannelOptions, ConnectError, channel},
     incoming::{AcceptLimits, Incoming, ServerStream, incoming},
@@ -35,6 +37,15 @@ pub struct ConnectionInfo {
     pub local: SocketAddr,
     /// The address the client came from.
     pub remote: SocketAddr,
+    ending: Ending,
+}
+
+impl ConnectionInfo {
+    /// Ends the connection after a while, in which answers under way reach the client: it connects again, to another replica
+    /// where there is one.
+    pub fn end_after(&self, pause: Duration) {
+        self.ending.begin(pause);
+    }
 }
 
 /// A tonic server with HTTP/2 keepalive and bounded streams; add services to it and serve it on [`incoming`].

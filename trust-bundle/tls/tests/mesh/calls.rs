@@ -354,3 +354,61 @@ async fn connections_beyond_the_limit_wait_for_one_to_end() {
         assert!(started.elapsed() < PATIENCE, "the place is not given back");
     }
 }
+
+#[tokio::test]
+async fn one_client_has_a_share_of_the_connections_and_others_have_theirs() {
+    let pair = Pair::new();
+    let limits = AcceptLimits { connections_per_peer: 1, ..AcceptLimits::default() };
+    let one = replica("one", &pair.server(), limits).await;
+    let first = rpc::channel([one.address], pair.client(), options());
+    assert!(who_am_i(&first).await.is_ok());
+    let second = rpc::channel([one.address], pair.client(), options());
+    assert!(who_am_i(&second).await.is_err(), "the same client again");
+    let other = pair.east.identity("other");
+    let other = client_config(Some(&other), &pair.trust, ExpectedPeer::exactly(pair.west.id("cart")), &[rpc::ALPN]);
+    assert!(who_am_i(&rpc::channel([one.address], other, options())).await.is_ok());
+    drop(first);
+    let started = Instant::now();
+    while who_am_i(&second).await.is_err() {
+        assert!(started.elapsed() < PATIENCE, "the share is not given back");
+    }
+}
+
+#[tokio::test]
+async fn clients_without_a_certificate_say_only_so_much_and_have_their_share() {
+    let pair = Pair::new();
+    let server = server_config(&pair.server_identity, &pair.trust, ClientAuth::Optional, &[rpc::ALPN]);
+    let limits = AcceptLimits { anonymous: 1, anonymous_bytes: 64 * 1024, ..AcceptLimits::default() };
+    let one = replica("one", &server, limits).await;
+    let expected = || ExpectedPeer::exactly(pair.west.id("cart"));
+    let anonymous = || {
+        let config = client_config(None, &pair.trust, expected(), &[rpc::ALPN]);
+        rpc::channel([one.address], config, options())
+    };
+    let known = rpc::channel([one.address], pair.client(), options());
+    // Too large to be answered: the connection ends before it is read. A small one is answered.
+    let (small, large) = ("x".repeat(16 * 1024), "x".repeat(256 * 1024));
+    assert!(say(&known, large.clone()).await.is_ok(), "a client with a certificate may");
+    assert_ne!(say(&anonymous(), large).await.unwrap_err().code(), Code::Unauthenticated);
+    let started = Instant::now();
+    let talking = loop {
+        // The connection before counts until the server has noticed its end.
+        let talking = anonymous();
+        match say(&talking, small.clone()).await {
+            Err(status) if status.code() == Code::Unauthenticated => break talking,
+            _ => assert!(started.elapsed() < PATIENCE, "the share is not given back"),
+        }
+    };
+    assert_ne!(say(&anonymous(), small).await.unwrap_err().code(), Code::Unauthenticated, "one too many");
+    assert!(who_am_i(&known).await.is_ok());
+    drop(talking);
+}
+
+/// [`who_am_i`], with a request of some size.
+async fn say(channel: &Channel, words: String) -> Result<String, Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = http::uri::PathAndQuery::from_static("/test.Answers/WhoAmI");
+    let answer = grpc.unary(Request::new(words), path, ProstCodec::<String, String>::default());
+    Ok(timeout(PATIENCE, answer).await.unwrap()?.into_inner())
+}
