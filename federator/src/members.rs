@@ -116,7 +116,7 @@ impl Members {
         let cluster = verified.cluster().clone();
         let known = self.members.get(&cluster);
         if known.is_some_and(|known| **known != verified && !verified.supersedes(known)) {
-            error!(%cluster, generation = verified.generation(), "trust-bundle went back to an older membership: ignored");
+            error!(%cluster, generation = verified.generation(), "trust-bundle went back to an older membership, or to other keys of the one that is known: ignored");
             return;
         }
         info!(%cluster, generation = verified.generation(), "member");

@@ -212,10 +212,18 @@ impl VerifiedMember {
     }
 
     /// Whether this is news to somebody who has the other one: a later membership, or the same after a key rotation. What
-    /// does not supersede is an old word said again, by which a captured service would bring a replaced key back.
+    /// does not supersede is an old word said again, or another word in the place of one that was said: by these a captured
+    /// service would bring a replaced key back, or one that whoever holds a used token or a replaced key has granted since.
     #[must_use]
     pub fn supersedes(&self, other: &Self) -> bool {
-        (self.generation, self.grants.len()) > (other.generation, other.grants.len())
+        self.generation > other.generation || (self.continues(other) && self.grants.len() > other.grants.len())
+    }
+
+    /// Whether this is the other membership with the same publish keys, or further ones behind them.
+    fn continues(&self, other: &Self) -> bool {
+        let same =
+            (self.generation, &self.token, &self.delegation) == (other.generation, &other.token, &other.delegation);
+        same && self.grants.starts_with(&other.grants)
     }
 
     /// Verifies a record, parses it and holds it to the delegation.

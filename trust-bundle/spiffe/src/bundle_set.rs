@@ -206,6 +206,11 @@ pub fn owner_of_shared_key<'a>(
     others.find(shares).map(|other| &other.trust_domain)
 }
 
+/// The public keys (SubjectPublicKeyInfo, DER) of a bundle's roots; none of a bundle with an unfit root.
+pub fn root_keys(bundle: &Bundle) -> HashSet<Vec<u8>> {
+    keys(bundle).unwrap_or_default()
+}
+
 /// Equal as sets: their order means nothing.
 fn same_roots(one: &[CertificateDer<'_>], other: &[CertificateDer<'_>]) -> bool {
     let (one, other): (HashSet<_>, HashSet<_>) = (one.iter().collect(), other.iter().collect());

@@ -36,7 +36,7 @@ pub use authority::{AuthorityError, check_authority};
 pub use bundle::{
     Bundle, BundleError, DEFAULT_REFRESH_HINT, JsonError, JwkError, KeyError, MAX_AUTHORITIES, MAX_BUNDLE_BYTES,
 };
-pub use bundle_set::{Accepted, BundleSet, MAX_TRUST_DOMAINS, OfferError, owner_of_shared_key};
+pub use bundle_set::{Accepted, BundleSet, MAX_TRUST_DOMAINS, OfferError, owner_of_shared_key, root_keys};
 pub use certificate::{BACKDATE, CertificateError, Validity, validity};
 pub use id::{IdError, MAX_ID_BYTES, SpiffeId};
 pub use leaf::{LeafError, check_leaf};

@@ -168,6 +168,22 @@ fn a_membership_supersedes_by_generation_then_by_rotation() {
         }
         keys.verify(&delegation, grants).unwrap()
     };
+    // Whoever has the token, though it was used, or the key before can grant another one: nobody who knows the first believes it.
+    let forked = {
+        let delegation = Delegation { generation: 5, ..delegation(&keys.token.public()) };
+        let of = |key: &PublicKey, after| PublishKeyGrant { generation: 5, ..grant(key, after) };
+        let [by_token, by_key, last] = [(); 3].map(|()| PublishKey::generate().unwrap());
+        let (first, other) =
+            (keys.token.grant(&of(&keys.first.public(), 0)), keys.token.grant(&of(&by_token.public(), 0)));
+        let next = keys.first.grant(&of(&by_key.public(), 100));
+        let (longer, longest) = (by_token.grant(&of(&last.public(), 100)), by_key.grant(&of(&last.public(), 200)));
+        [vec![other.clone()], vec![other, longer], vec![first.clone(), next.clone()], vec![first, next, longest]]
+            .map(|grants| keys.verify(&delegation, grants).unwrap())
+    };
+    let known = with(5, true);
+    for (index, forked) in forked.iter().enumerate() {
+        assert!(!forked.supersedes(&known) && !known.supersedes(forked), "chain {index}");
+    }
     let order = [with(5, false), with(5, true), with(6, false)];
     for (i, a) in order.iter().enumerate() {
         for (j, b) in order.iter().enumerate() {

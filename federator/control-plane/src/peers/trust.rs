@@ -1,6 +1,6 @@
 //! Memberships, bundles and the deny-list, each verified.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use federation::{ClusterName, FederationDomain};
 use federation_api::client::trust::TrustCursor;
@@ -10,7 +10,7 @@ use federation_api::signing::PublicKey;
 use federation_api::trust::v1::WatchResponse;
 use federation_api::verify::{DenyList, RecordError, VerifiedMember, verify_deny_list, verify_member};
 use prost::Message as _;
-use spiffe_identity::Bundle;
+use spiffe_identity::{Bundle, root_keys};
 
 /// Something of an update that was not believed; the rest was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,8 @@ struct KnownBundle {
     envelope: Signed,
     position: (u64, u64),
     bundle: Bundle,
+    /// Its roots' public keys.
+    keys: HashSet<Vec<u8>>,
 }
 
 /// A membership that its member ended; kept so that nobody brings it back by saying an old word again.
@@ -127,10 +129,12 @@ impl PeerTrust {
         if self.departed.get(&cluster).is_some_and(|departure| departure.generation >= verified.generation()) {
             return Ok(());
         }
-        let order = |verified: &VerifiedMember| (verified.generation(), verified.publish_keys());
-        match self.members.get(&cluster) {
-            Some(known) if order(&known.verified) > order(&verified) => {
+        match self.members.get(&cluster).map(|known| &known.verified) {
+            Some(known) if known.supersedes(&verified) => {
                 Err(format!("cluster {cluster}: a newer membership is known"))
+            }
+            Some(known) if *known != verified && !verified.supersedes(known) => {
+                Err(format!("cluster {cluster}: other keys are known of generation {}", known.generation()))
             }
             _ => {
                 self.members.insert(cluster, KnownMember { envelope: member.clone(), verified });
@@ -176,6 +180,10 @@ impl PeerTrust {
         };
         let trust_domain = trust_domain.parse().map_err(|error| about(format!("trust domain: {error}")))?;
         let bundle = Bundle::from_jwks(trust_domain, jwks).map_err(|error| about(error.to_string()))?;
+        let keys = root_keys(&bundle);
+        if let Some(owner) = self.owner_of_any(&keys, &cluster) {
+            return Err(about(format!("its bundle holds a root's key of cluster {owner}")));
+        }
         let position = (statement.generation, statement.sequence);
         if let Some(known) = self.bundles.get(&cluster) {
             if position < known.position {
@@ -185,8 +193,14 @@ impl PeerTrust {
                 return Err(about(format!("its sequence goes back from {}", known.bundle.sequence)));
             }
         }
-        self.bundles.insert(cluster, KnownBundle { envelope: signed.clone(), position, bundle });
+        self.bundles.insert(cluster, KnownBundle { envelope: signed.clone(), position, bundle, keys });
         Ok(())
+    }
+
+    /// Whose root has one of these keys, apart from `own`. A key that is a root's of two clusters could speak for both.
+    fn owner_of_any(&self, keys: &HashSet<Vec<u8>>, own: &ClusterName) -> Option<&ClusterName> {
+        let mut others = self.bundles.iter().filter(|(cluster, _)| *cluster != own);
+        others.find(|(_, known)| !known.keys.is_disjoint(keys)).map(|(cluster, _)| cluster)
     }
 
     /// The whole state as one message, to be written down; the federation's own roots are the membership's.

@@ -8,11 +8,14 @@ use federation::{Export, Gateway, GatewayAddress, Locality, RecordKey};
 use federation_api::payload::Payload;
 use federation_api::record::v1::{Member, PublishKeyGrant, Signed, Statement};
 use federation_api::signing::{MembershipRoot, PublishKey, Speaker};
+use federation_api::token::rotate;
 use federation_api::trust::v1::WatchResponse;
 use federation_api::verify::{DenyList, verify_member};
 use prost::Message as _;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use spiffe_identity::Bundle;
 
-use crate::member::{Peer, cluster, export, federation};
+use crate::member::{Peer, cluster, export, federation, token};
 
 const CART: &str = "shop/cart";
 
@@ -201,6 +204,28 @@ fn a_publish_key_that_was_replaced_speaks_no_longer_whatever_order_things_come_i
     assert_eq!(east.cart().unwrap().service_accounts, ["next"]);
     east.take(vec![say(&owner, sequence + 2, "owner")]);
     assert_eq!(east.cart().unwrap().service_accounts, ["owner"]);
+    // Nor does a grant that the old key makes now, for whoever holds it, however many follow it.
+    let stolen = |after_sequence| {
+        let next = PublishKey::generate().unwrap();
+        let grant = PublishKeyGrant {
+            federation: federation().to_string(),
+            cluster: "west".to_owned(),
+            generation: west.verified.generation(),
+            publish_public_key: next.public().as_bytes().to_vec(),
+            joined_at_ms: 0,
+            after_sequence,
+        };
+        (grant, next)
+    };
+    let (first, next) = stolen(sequence + 1);
+    let grants = [thief.key.grant(&first), next.grant(&stolen(sequence + 2).0)];
+    for taken in 1..=grants.len() {
+        let grants = [west.member.grants.as_slice(), &grants[..taken]].concat();
+        let member = Member { grants, ..west.member.clone() };
+        verify_member(&east.root.public(), &federation(), &member, None).unwrap();
+        let refused = east.hear(WatchResponse { members: vec![member], ..WatchResponse::default() });
+        assert!(refused.len() == 1 && refused[0].contains("other keys are known"), "{refused:?}");
+    }
     // The membership without the grant does not bring the old key back.
     let earlier = WatchResponse { members: vec![west.member.clone()], ..WatchResponse::default() };
     assert_eq!(east.hear(earlier).len(), 1);
@@ -248,4 +273,65 @@ fn a_member_cannot_claim_age_capacity_identities_or_addresses_that_are_not_its_o
     east.take(vec![west.say(&RecordKey::Gateways, &Payload::Gateways(claimed))]);
     let names: Vec<_> = east.peers.gateways(&cluster("west")).iter().map(|it| it.name.clone()).collect();
     assert_eq!(names, ["a"]);
+}
+
+#[test]
+fn who_has_a_used_token_replaces_nobody_though_the_hub_says_so() {
+    let mut east = East::new();
+    let used = token(&east.root, "west", vec![vec![1]], ["a:1".to_owned(), "b:1".to_owned()]);
+    let [owner, next, thief] = [(); 3].map(|()| PublishKey::generate().unwrap());
+    let tell = |member: &Member| WatchResponse { members: vec![member.clone()], ..WatchResponse::default() };
+    let genuine = used.member(&owner.public(), SystemTime::now());
+    assert_eq!(east.hear(tell(&genuine)), Vec::<String>::new());
+    let mut forged = used.member(&thief.public(), SystemTime::now());
+    let verified = verify_member(&east.root.public(), &federation(), &forged, None).unwrap();
+    let refused = east.hear(tell(&forged));
+    assert!(refused.len() == 1 && refused[0].contains("other keys are known"), "{refused:?}");
+    forged.grants.push(rotate(&thief, &verified, &next.public(), 10));
+    assert_eq!(east.hear(tell(&forged)).len(), 1, "a longer chain is no better one");
+    let known = |east: &East| east.peers.trust().member(&cluster("west")).unwrap().clone();
+    assert_eq!(known(&east), verify_member(&east.root.public(), &federation(), &genuine, None).unwrap());
+    // The twin: the owner's own next key.
+    let mut rotated = genuine;
+    let before = known(&east);
+    rotated.grants.push(rotate(&owner, &before, &next.public(), 10));
+    assert_eq!(east.hear(tell(&rotated)), Vec::<String>::new());
+    assert_eq!(known(&east).publish_keys(), 2);
+}
+
+/// A member's bundle with a root of this key.
+fn bundle_with(peer: &mut Peer, key: &KeyPair, sequence: u64) -> Signed {
+    let trust_domain = peer.authority.trust_domain().clone();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, trust_domain.as_str());
+    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into().unwrap())];
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let x509_authorities = vec![params.self_signed(key).unwrap().der().clone()];
+    let bundle = Bundle { trust_domain: trust_domain.clone(), x509_authorities, sequence, refresh_hint: None };
+    let jwks = bundle.to_jwks().into_bytes();
+    peer.say(&RecordKey::Bundle, &Payload::Bundle { trust_domain: trust_domain.to_string(), jwks })
+}
+
+#[test]
+fn a_member_with_anothers_root_key_silences_nobody() {
+    let mut east = East::new();
+    let (mut west, mut north) = (Peer::new(&east.root, "west"), Peer::new(&east.root, "north"));
+    let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let told = |bundle: Signed, member: &Peer| WatchResponse {
+        members: vec![member.member.clone()],
+        bundles: vec![bundle],
+        ..WatchResponse::default()
+    };
+    let first = bundle_with(&mut west, &key, 1);
+    assert_eq!(east.hear(told(first, &west)), Vec::<String>::new());
+    let captured = bundle_with(&mut north, &key, 1);
+    let refused = east.hear(told(captured, &north));
+    assert!(refused.len() == 1 && refused[0].contains("a root's key of cluster west"), "{refused:?}");
+    assert!(east.peers.trust().bundle(&cluster("north")).is_none());
+    let next = bundle_with(&mut west, &key, 2);
+    assert_eq!(east.hear(told(next, &west)), Vec::<String>::new(), "whose key it is goes on");
+    let own = bundle_with(&mut north, &other, 2);
+    assert_eq!(east.hear(told(own, &north)), Vec::<String>::new());
+    assert!(east.peers.trust().bundle(&cluster("north")).is_some());
 }
