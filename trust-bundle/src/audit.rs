@@ -6,7 +6,7 @@
 //!
 //! A change and its entry are one transaction, so neither is there without the other. What is refused is bounded in its
 //! rate, since anybody can be refused; the entry after a pause says how many were left out. The newest [`MAX_ENTRIES`] are
-//! kept.
+//! kept. What members do over and over is bounded as well ([`Changes`](crate::allowance::Changes)): none of them can push out what it did.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,10 +18,12 @@ use federation_store::{Committed, Page, Store, StoreError, Transaction, layout};
 use prost::Message;
 use tracing::error;
 
+use crate::allowance::{Allowance, Bucket};
+
 /// How many entries are kept. Refusals of one kind alone take two months to push the oldest one out.
 pub const MAX_ENTRIES: u64 = 100_000;
 /// How many refusals of one action are recorded at once, and how long it takes until one more may be.
-const REFUSALS: (u32, Duration) = (30, Duration::from_secs(60));
+const REFUSALS: Allowance = Allowance { at_once: 30, every: Duration::from_secs(60) };
 /// A field is cut to so many characters: some of them were written by whoever was refused.
 const MAX_FIELD: usize = 500;
 /// Entries that are read at a time.
@@ -47,41 +49,6 @@ pub struct Note {
 pub struct AuditLog<S> {
     store: S,
     refusals: Arc<Mutex<BTreeMap<&'static str, Bucket>>>,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    left: u32,
-    refilled: Instant,
-    omitted: u64,
-}
-
-impl Bucket {
-    fn new(now: Instant) -> Self {
-        Self { left: REFUSALS.0, refilled: now, omitted: 0 }
-    }
-
-    /// How many were left out before this one; `None` when this one is left out too.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        let (most, every) = REFUSALS;
-        while self.left < most && now.saturating_duration_since(self.refilled) >= every {
-            self.left += 1;
-            self.refilled += every;
-        }
-        if self.left == most {
-            self.refilled = now;
-        }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                Some(std::mem::take(&mut self.omitted))
-            }
-            None => {
-                self.omitted += 1;
-                None
-            }
-        }
-    }
 }
 
 impl<S: Store> AuditLog<S> {
@@ -149,7 +116,7 @@ impl<S: Store> AuditLog<S> {
         let omitted = {
             let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            refusals.entry(note.action).or_insert_with(|| Bucket::new(now)).take(now)
+            refusals.entry(note.action).or_insert_with(|| Bucket::full(REFUSALS, now)).take(now)
         };
         let Some(omitted) = omitted else { return };
         let mut note = note.clone();
@@ -196,22 +163,5 @@ impl<S: Store> AuditLog<S> {
             let Some(last) = entries.last() else { return Ok(head) };
             head = StoredAuditHead { number: last.number, digest: digest_of(last) };
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_are_recorded_in_a_burst_and_then_one_a_minute_with_the_number_left_out() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(start);
-        assert!((0..30).all(|_| bucket.take(start) == Some(0)));
-        assert!((0..5).all(|_| bucket.take(start).is_none()));
-        assert_eq!(bucket.take(start + Duration::from_secs(59)), None);
-        assert_eq!(bucket.take(start + Duration::from_secs(61)), Some(6));
-        assert_eq!(bucket.take(start + Duration::from_secs(62)), None);
-        assert_eq!(bucket.take(start + Duration::from_secs(3600)), Some(1));
     }
 }

@@ -14,7 +14,8 @@
 //! - [`verify`] judges every record, sent or stored; [`membership`] decides joins, bundles, departures and deny-lists,
 //!   [`tokens`] knows the tokens; [`state`] is what watchers are told, [`watchers`] how far they are, at whichever replica;
 //!   [`authority`] is the federation's own certificate authority, [`rotation`] replaces its root;
-//!   [`standing`] says who was shut out; [`audit`] records who did what; [`rpc`] serves it all as `trust.v1`;
+//!   [`standing`] says who was shut out; [`audit`] records who did what, [`allowance`] bounds how often; [`contact`] says whether
+//!   the store is still heard; [`rpc`] serves it all as `trust.v1`;
 //!   [`endpoint`] serves the bundles to software outside the federation.
 //!
 //! Invariants:
@@ -28,11 +29,15 @@
 //!   once the operator's deny-list names it.
 //! - Nothing is forgotten because a watcher or a store member went away; a membership ends only by the operator's
 //!   word, or its own.
+//! - A replica that does not hear its store serves no watch: who watches knows all there is, but for the last seconds.
+//! - A root's key is one trust domain's.
 //! - Every stored record is verified before it is stored, and again by whoever receives it.
 
+pub mod allowance;
 pub mod audit;
 pub mod authority;
 pub mod config;
+pub mod contact;
 pub mod endpoint;
 pub mod init;
 pub mod membership;

@@ -19,6 +19,7 @@ use federation_api::trust::v1::token_state::Use;
 use federation_api::verify::{DenyList, VerifiedDelegation, VerifiedMember};
 use federation_store::{Committed, Entry, Revision, Store, StoreError, Transaction, layout};
 use prost::Message;
+use spiffe_identity::{Bundle, owner_of_shared_key};
 use tokio::sync::watch;
 use tokio::try_join;
 
@@ -50,7 +51,7 @@ pub struct Joining {
     verified: VerifiedMember,
     member: Member,
     bundle: Bytes,
-    bundle_key: String,
+    roots: Bundle,
 }
 
 impl Joining {
@@ -95,12 +96,7 @@ impl<S: Store> Membership<S> {
         check_first_grant(member, &verified, now)?;
         let bundle_of =
             self.verifier.bundle(&verified, bundle).map_err(|error| Refused::unverified("bundle", error))?;
-        Ok(Joining {
-            verified,
-            member: member.clone(),
-            bundle: bundle.encode_to_vec().into(),
-            bundle_key: layout::bundle(bundle_of.bundle.trust_domain.as_str()),
-        })
+        Ok(Joining { verified, member: member.clone(), bundle: bundle.encode_to_vec().into(), roots: bundle_of.bundle })
     }
 
     /// What a token grants.
@@ -118,7 +114,8 @@ impl<S: Store> Membership<S> {
     /// # Errors
     /// [`Refused`] says what does not hold; then nothing has changed.
     pub async fn admit(&self, joining: &Joining, key_digest: &[u8]) -> Result<Admitted, Refused> {
-        let Joining { verified, member, bundle, bundle_key } = joining;
+        let Joining { verified, member, bundle, roots } = joining;
+        self.check_own_keys(roots)?;
         let cluster = verified.cluster();
         let id = id_of(verified.token());
         let (token_key, member_key) = (layout::token(&id), layout::member(cluster.as_str()));
@@ -171,7 +168,7 @@ impl<S: Store> Membership<S> {
                 .expecting(layout::QUARANTINE, revision(denied.as_ref()))
                 .put(&token_key, used(SystemTime::now()).encode_to_vec())
                 .put(&member_key, member.encode_to_vec())
-                .put(bundle_key, bundle.clone())
+                .put(layout::bundle(roots.trust_domain.as_str()), bundle.clone())
                 .delete(&departure_key);
             let transaction = self.audit.stage(transaction, &note).await?;
             // After a conflict somebody else has got further: look again.
@@ -214,6 +211,15 @@ impl<S: Store> Membership<S> {
         let stored = stored.and_then(|entry| self.verifier.stored_deny_list(&entry.value).ok());
         let known = self.state.borrow().deny_list().cloned();
         stored.map(|(_, list)| list).into_iter().chain(known).max_by_key(|list| list.epoch)
+    }
+
+    /// A root's key speaks for one trust domain. The first one to show it counts: nobody else can know it before.
+    fn check_own_keys(&self, bundle: &Bundle) -> Result<(), Refused> {
+        let state = self.state.borrow();
+        match owner_of_shared_key(bundle, state.bundles()) {
+            None => Ok(()),
+            Some(owner) => Err(Refused::SharedKey { trust_domain: bundle.trust_domain.clone(), owner: owner.clone() }),
+        }
     }
 
     async fn delete_all(&self, entries: Vec<Entry>) -> Result<(), StoreError> {

@@ -17,9 +17,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::info;
 
+use crate::allowance::Changes;
 use crate::audit::AuditLog;
 use crate::authority::PlaneAuthority;
 use crate::config::Config;
+use crate::contact;
 use crate::endpoint::{self, Bound};
 use crate::init::FederationFile;
 use crate::membership::Membership;
@@ -30,6 +32,10 @@ use crate::state::{self, Loaded, TrustState};
 use crate::tokens::Tokens;
 use crate::verify::Verifier;
 use crate::watchers::{Watcher, Watchers, share};
+
+/// Connections of one identity: a control-plane's replicas, and those that are not yet known to be gone. Watches have a bound of
+/// their own ([`MAX_WATCHES_PER_PEER`](crate::watchers::MAX_WATCHES_PER_PEER)).
+const CONNECTIONS_PER_PEER: usize = 128;
 
 /// Runs until drained.
 ///
@@ -44,9 +50,14 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     if let Some(endpoint) = &config.bundle_endpoint {
         plane.endpoint = Some(Bound::open(endpoint).await?);
     }
-    let limits = AcceptLimits { handshakes: config.pending_handshakes, ..AcceptLimits::default() };
-    let settings = Settings { certificate_lifetime: config.certificate_lifetime, limits, pace: config.pace() };
-    serve(plane, settings, store.clone(), listener, process, first_state).await?;
+    let limits = AcceptLimits {
+        handshakes: config.pending_handshakes,
+        connections_per_peer: CONNECTIONS_PER_PEER,
+        ..AcceptLimits::default()
+    };
+    let (certificate_lifetime, pace) = (config.certificate_lifetime, config.pace());
+    let settings = Settings { certificate_lifetime, limits, pace, silence: contact::SILENCE };
+    Box::pin(serve(plane, settings, store.clone(), listener, process, first_state)).await?;
     store.close().await;
     Ok(())
 }
@@ -69,6 +80,8 @@ pub struct Settings {
     pub limits: AcceptLimits,
     /// How long each phase of the authority's rotation waits.
     pub pace: Pace,
+    /// After which silence of the store watchers are sent away; see [`contact`].
+    pub silence: Duration,
 }
 
 impl Plane {
@@ -102,7 +115,7 @@ pub async fn serve<S: Store>(
     first_state: ReadinessGuard,
 ) -> anyhow::Result<()> {
     let Plane { authority, trust_domain, verifier, endpoint } = plane;
-    let Settings { certificate_lifetime, limits, pace } = settings;
+    let Settings { certificate_lifetime, limits, pace, silence } = settings;
     let authority = PlaneAuthority::open(&authority, &trust_domain, certificate_lifetime)?;
     let metrics = Metrics::default();
     process.register(|registry| metrics.register(registry));
@@ -111,6 +124,7 @@ pub async fn serve<S: Store>(
     let loaded = state::load(&store, &verifier, &authority, &metrics, &watchers).await;
     let Loaded { state, revision } = loaded.context("store")?;
     let (published, state) = watch::channel(Arc::new(state));
+    let ((in_touch, touch), (reached, at)) = (watch::channel(true), watch::channel(revision));
 
     let tls = server_config(authority.identity(), authority.trust(), ClientAuth::Optional, &[rpc::ALPN]);
     let bundles = Box::pin(serve_bundles(endpoint, trust_domain.clone(), &authority, state.clone(), &process));
@@ -133,7 +147,9 @@ pub async fn serve<S: Store>(
         federation: trust_domain.clone(),
         authority: authority.clone(),
         certificate_lifetime,
+        changes: Changes::new(certificate_lifetime),
         state,
+        in_touch: touch,
         watchers: watchers.clone(),
         metrics: metrics.clone(),
         drain: process.drain(),
@@ -147,13 +163,14 @@ pub async fn serve<S: Store>(
             .serve_with_incoming_shutdown(rpc::incoming(listener, tls, limits), async move { drain.signaled().await }),
     );
     first_state.ready();
-    let followed = state::publish(store.clone(), revision, published, &verifier, &authority, &metrics, &watchers);
+    let followed = state::publish(store.clone(), reached, published, &verifier, &authority, &metrics, &watchers);
     let outcome = tokio::select! {
         served = server => served.context("trust.v1"),
         followed = Box::pin(followed) => followed.context("store"),
         served = bundles => served.context("bundleEndpoint"),
         () = authority.keep_renewed() => Ok(()),
         () = Box::pin(driver.run()) => Ok(()),
+        () = Box::pin(contact::keep(store.clone(), at, in_touch, silence)) => Ok(()),
         () = Box::pin(share(watchers.clone(), store.clone())) => Ok(()),
     };
     watchers.withdraw(&store).await;

@@ -25,6 +25,7 @@ use tokio::sync::watch as tokio_watch;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{error, info};
 
+use crate::allowance::Changes;
 use crate::audit::{AuditLog, Note};
 use crate::authority::PlaneAuthority;
 use crate::membership::Membership;
@@ -39,6 +40,12 @@ const KNOWN_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What is told to callers of a replica that cannot say which roots the federation has.
 const LAGS: &str = "the authority of this replica is not the federation's at this moment";
+
+/// What is told to watchers of a replica that does not hear its store.
+const OUT_OF_TOUCH: &str = "this replica does not hear its store: another one may";
+
+/// The time in which a watcher that is sent to another replica hears why, before its connection ends.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What the service works with.
 #[derive(Debug)]
@@ -57,8 +64,12 @@ pub struct Parts<S> {
     pub authority: PlaneAuthority,
     /// How long these live.
     pub certificate_lifetime: Duration,
+    /// How often each caller may change something.
+    pub changes: Changes,
     /// What watchers are told.
     pub state: tokio_watch::Receiver<Arc<TrustState>>,
+    /// Whether the state is known to be what the store holds.
+    pub in_touch: tokio_watch::Receiver<bool>,
     /// Who watches.
     pub watchers: Watchers,
     /// Counts refusals.
@@ -86,13 +97,27 @@ struct Caller {
     /// The membership that its certificate was issued for.
     held: Option<u64>,
     address: Option<SocketAddr>,
+    connection: Option<ConnectionInfo>,
 }
 
 impl Caller {
     fn of<T>(request: &Request<T>) -> Self {
         let connection = request.extensions().get::<ConnectionInfo>();
         let leaf = connection.and_then(|connection| connection.peer.as_ref()?.chain().first());
-        Self { id: peer(request).ok(), held: leaf.and_then(|leaf| marked_generation(leaf)), address: remote(request) }
+        Self {
+            id: peer(request).ok(),
+            held: leaf.and_then(|leaf| marked_generation(leaf)),
+            address: remote(request),
+            connection: connection.cloned(),
+        }
+    }
+
+    /// Refuses the call, and ends its connection: the next one leads to another replica.
+    fn send_away(&self, why: &str) -> Status {
+        if let Some(connection) = &self.connection {
+            connection.end_after(FAREWELL);
+        }
+        Status::unavailable(why)
     }
 
     /// For the audit record.

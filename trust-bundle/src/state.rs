@@ -15,7 +15,7 @@ use federation_api::trust::v1::{StoredAuthority, WatchResponse};
 use federation_api::verify::{DenyList, VerifiedMember};
 use federation_store::{Entry, Revision, layout};
 use prost::Message;
-use spiffe_identity::{PlaneRole, SpiffeId, TrustDomain};
+use spiffe_identity::{Bundle, PlaneRole, SpiffeId, TrustDomain};
 
 pub use follow::{Loaded, load, publish};
 
@@ -118,9 +118,14 @@ impl TrustState {
         self.bundles.get(cluster).map(|known| &known.verified)
     }
 
+    /// The bundles of all members, quarantined or not.
+    pub fn bundles(&self) -> impl Iterator<Item = &Bundle> {
+        self.bundles.values().map(|known| &known.verified.bundle)
+    }
+
     /// The trust domains with a bundle.
     pub fn trust_domains(&self) -> impl Iterator<Item = &TrustDomain> {
-        self.bundles.values().map(|known| &known.verified.bundle.trust_domain)
+        self.bundles().map(|bundle| &bundle.trust_domain)
     }
 
     /// The deny-list, if there ever was one.

@@ -35,6 +35,7 @@ impl<S: Store> Membership<S> {
             if let Some(current) = self.bundle(&member, stored.as_ref()) {
                 check_newer(&offered, &current)?;
             }
+            self.check_own_keys(&offered.bundle)?;
             // The member is expected too: a membership that was replaced in between must not overwrite its successor.
             let transaction = Transaction::new()
                 .expecting(&member_key, revision(member_entry.as_ref()))

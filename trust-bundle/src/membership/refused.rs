@@ -82,6 +82,14 @@ pub enum Refused {
         /// Which number did not grow.
         reason: String,
     },
+    /// A root that another trust domain has already.
+    #[error("bundle of {trust_domain}: it holds a root's key of {owner}: every cluster needs a root of its own")]
+    SharedKey {
+        /// Whose bundle.
+        trust_domain: TrustDomain,
+        /// Who has it.
+        owner: TrustDomain,
+    },
     /// The operator shut the cluster out, or it never was a member.
     #[error(transparent)]
     ShutOut(#[from] ShutOut),
@@ -117,7 +125,8 @@ impl From<Refused> for Status {
             | Refused::OldDenyList { .. }
             | Refused::StaleMember { .. }
             | Refused::OldGeneration { .. }
-            | Refused::StaleBundle { .. } => Code::FailedPrecondition,
+            | Refused::StaleBundle { .. }
+            | Refused::SharedKey { .. } => Code::FailedPrecondition,
             Refused::TooManyTokens(_) => Code::ResourceExhausted,
             Refused::ShutOut(shut_out) => return shut_out.clone().into(),
             Refused::Store(source) => {

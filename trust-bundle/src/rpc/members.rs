@@ -1,6 +1,6 @@
 //! What members and services call, apart from the watch.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use federation::ClusterName;
 use federation_api::token::id_of;
@@ -89,7 +89,7 @@ impl<S: Store> TrustService<S> {
         caller: &Caller,
         request: &RenewCertificateRequest,
     ) -> Result<RenewCertificateResponse, Status> {
-        let id = self.authorize(caller)?;
+        let id = self.authorize_change(caller)?;
         let chain = self.issue(&request.csr, &id, caller.held, SystemTime::now())?;
         info!(peer.id = %id, "renewed a certificate");
         let note = Note {
@@ -105,9 +105,17 @@ impl<S: Store> TrustService<S> {
         Ok(RenewCertificateResponse { certificate_chain: bytes(chain), federation_roots: self.roots() })
     }
 
+    /// The caller, who must have a say in the federation and not have changed too much of late.
+    fn authorize_change(&self, caller: &Caller) -> Result<SpiffeId, Status> {
+        let id = self.authorize(caller)?;
+        let allowed = self.parts.changes.allow(&id, Instant::now());
+        allowed.map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
+        Ok(id)
+    }
+
     /// The cluster that the caller speaks for.
     fn own_cluster(&self, caller: &Caller) -> Result<(SpiffeId, ClusterName), Status> {
-        let id = self.authorize(caller)?;
+        let id = self.authorize_change(caller)?;
         let Some(PlaneRole::ControlPlane { cluster }) = id.role_in(self.federation()) else {
             return Err(Status::permission_denied(format!("{id} speaks for no cluster")));
         };

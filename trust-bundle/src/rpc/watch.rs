@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
 use tracing::info;
 
-use super::{Caller, LAGS, TrustService};
+use super::{Caller, LAGS, OUT_OF_TOUCH, TrustService};
 use crate::authority::PlaneAuthority;
 use crate::state::TrustState;
 use crate::watchers::Watching;
@@ -35,6 +35,9 @@ impl<S: Store> TrustService<S> {
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Responses, Status> {
         let peer = self.authorize(caller)?;
+        if !*self.parts.in_touch.borrow() {
+            return Err(caller.send_away(OUT_OF_TOUCH));
+        }
         let too_many = || Status::resource_exhausted(format!("{peer} has too many watches open"));
         let watching = self.parts.watchers.add(&peer).ok_or_else(too_many)?;
         let mut requests = request.into_inner();
@@ -49,6 +52,7 @@ impl<S: Store> TrustService<S> {
             federation: self.federation().clone(),
             requests,
             state,
+            in_touch: self.parts.in_touch.clone(),
             cursor,
             roots: Some(self.parts.authority.clone()),
             watching,
@@ -85,6 +89,7 @@ struct Watch {
     federation: TrustDomain,
     requests: Streaming<WatchRequest>,
     state: watch::Receiver<Arc<TrustState>>,
+    in_touch: watch::Receiver<bool>,
     /// The last epoch it was told or has applied before; `None`: it has nothing.
     cursor: Option<Revision>,
     /// What has the federation's roots, until they were told with the first response.
@@ -108,6 +113,8 @@ impl Watch {
                         return Some(Err(Status::unavailable("the service ends")));
                     }
                 }
+                // When it fails, so does the state's: nobody follows the store.
+                Ok(()) = self.in_touch.changed() => {}
                 request = self.requests.next() => match request?.ok()?.request {
                     Some(watch_request::Request::Ack(ack)) => self.watching.acknowledge(ack),
                     Some(watch_request::Request::Start(_)) => {
@@ -128,6 +135,9 @@ impl Watch {
         }
         if now.lags() {
             return Err(Status::unavailable(LAGS));
+        }
+        if !*self.in_touch.borrow_and_update() {
+            return Err(self.caller.send_away(OUT_OF_TOUCH));
         }
         let lacking = now.since(self.cursor);
         let response = match self.roots.take() {

@@ -40,30 +40,32 @@ pub async fn load<S: Store>(
     Ok(Loaded { state, revision: snapshot.revision })
 }
 
-/// Keeps `published` equal to the store, from `after` on and until the store ends; `watchers` hears of what other replicas
-/// say of theirs. A watch that has to start over from a snapshot takes nothing from anybody.
+/// Keeps `published` equal to the store until that ends, from the revision on that `reached` says, which moves with it;
+/// `watchers` hears of what other replicas say of theirs. A watch that has to start over from a snapshot takes nothing from
+/// anybody.
 ///
 /// # Errors
 /// The store's, when it cannot go on.
 pub async fn publish<S: Store>(
     store: S,
-    after: Revision,
+    reached: watch::Sender<Revision>,
     published: watch::Sender<Arc<TrustState>>,
     verifier: &Verifier,
     authority: &PlaneAuthority,
     metrics: &Metrics,
     watchers: &Watchers,
 ) -> Result<(), FollowError> {
+    let after = *reached.borrow();
     follow(&store, "", after, |followed| {
-        let (entries, deleted) = match followed {
+        let (revision, entries, deleted) = match followed {
             Followed::Snapshot(snapshot) => {
                 watchers.heard_all(&snapshot.entries);
-                (snapshot.entries, Vec::new())
+                (snapshot.revision, snapshot.entries, Vec::new())
             }
             Followed::Batch(batch) => {
                 let (entries, deleted) = split(batch.changes);
                 watchers.heard(&entries, &deleted);
-                (entries, deleted)
+                (batch.revision, entries, deleted)
             }
         };
         published.send_if_modified(|state| {
@@ -74,6 +76,7 @@ pub async fn publish<S: Store>(
             metrics.show(state);
             changed
         });
+        reached.send_replace(revision);
     })
     .await
 }

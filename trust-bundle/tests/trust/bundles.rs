@@ -3,13 +3,17 @@
 use std::time::{Duration, SystemTime};
 
 use federation::RecordKey;
-use federation_api::client::trust::{TrustCursor, publish_bundle};
+use federation_api::client::trust::{TrustCursor, leave, publish_bundle, renew};
 use federation_api::payload::Payload;
 use federation_api::record::v1::Signed;
+use mesh_tls::new_key_and_csr;
 use prost::Message;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use rustls_pki_types::CertificateDer;
+use spiffe_identity::TrustDomain;
 use tonic::{Code, Status};
 
-use crate::cluster::{Cluster, bundle_payload, new_root};
+use crate::cluster::{Attempt, Cluster, bundle_payload, new_root};
 use crate::plane::{Plane, Shut, assert_refused};
 
 const KEY: &str = "bundles/east.mesh.example";
@@ -110,4 +114,70 @@ async fn who_is_shut_out_puts_no_bundle() {
     plane.store_deny_list(2, &[Shut::Generation("east", u64::MAX)]).await;
     assert_refused(put(&plane, &east, &east.bundle(11, 2)).await, Code::PermissionDenied, "evicted");
     assert_eq!(plane.stored().await[KEY], east.bundle.encode_to_vec());
+}
+
+#[tokio::test]
+async fn a_member_that_calls_over_and_over_is_told_to_wait_and_others_are_not() {
+    let plane = Plane::start().await;
+    let (east, west) = (plane.join("east").await, plane.join("west").await);
+    let mut watcher = plane.watch(&east.identity, TrustCursor::default());
+    watcher.update().await;
+    let channel = plane.channel(Some(&east.identity));
+    for _ in 0..100 {
+        publish_bundle(channel.clone(), east.bundle.clone()).await.unwrap();
+    }
+    // Else it could push everything that it did before out of the audit record.
+    let refused = publish_bundle(channel.clone(), east.bundle(11, 2)).await;
+    assert_refused(refused, Code::ResourceExhausted, "too often");
+    let refused = renew(channel, new_key_and_csr().unwrap().1).await;
+    assert_refused(refused, Code::ResourceExhausted, "too often");
+    let told = west.bundle(11, 2);
+    put(&plane, &west, &told).await.unwrap();
+    assert_eq!(watcher.update().await.bundles, [told], "it is told what others do as ever");
+    let audit = plane.audit().await;
+    assert!(audit.iter().any(|entry| entry.action == "bundle.put" && entry.refused.contains("too often")));
+}
+
+#[tokio::test]
+async fn a_root_key_is_one_clusters_only() {
+    let plane = Plane::start().await;
+    let [shared, own] = [(); 2].map(|()| KeyPair::generate().unwrap());
+    let with_key = |attempt: &Attempt, key: &KeyPair| {
+        let trust_domain = format!("{}.mesh.example", attempt.speaker.cluster).parse().unwrap();
+        attempt.sign(&RecordKey::Bundle, &bundle_payload(&root_with(&trust_domain, key), &trust_domain, 1))
+    };
+    let mut east = Attempt::new(&plane.token("east", SystemTime::now()));
+    east.bundle = with_key(&east, &shared);
+    let response = plane.send(&east).await.unwrap();
+    let east = Cluster::joined(east, response);
+    // At the join, which leaves the token as it was.
+    let mut west = Attempt::new(&plane.token("west", SystemTime::now()));
+    west.bundle = with_key(&west, &shared);
+    let refused = plane.send(&west).await;
+    assert_refused(refused, Code::FailedPrecondition, "holds a root's key of east.mesh.example");
+    west.bundle = with_key(&west, &own);
+    let response = plane.send(&west).await.unwrap();
+    let west = Cluster::joined(west, response);
+    // And later on.
+    let trust_domain = "west.mesh.example".parse().unwrap();
+    let say = |sequence, key| {
+        let payload = bundle_payload(&root_with(&trust_domain, key), &trust_domain, sequence);
+        west.say(10 + sequence, &RecordKey::Bundle, &payload)
+    };
+    let refused = put(&plane, &west, &say(2, &shared)).await;
+    assert_refused(refused, Code::FailedPrecondition, "holds a root's key of east.mesh.example");
+    put(&plane, &west, &say(3, &own)).await.unwrap();
+    // It is nobody's once its cluster has left.
+    leave(plane.channel(Some(&east.identity)), east.departure()).await.unwrap();
+    put(&plane, &west, &say(4, &shared)).await.unwrap();
+}
+
+/// A root of this key.
+fn root_with(trust_domain: &TrustDomain, key: &KeyPair) -> CertificateDer<'static> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, trust_domain.as_str());
+    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into().unwrap())];
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.self_signed(key).unwrap().der().clone()
 }

@@ -14,4 +14,5 @@ mod racing;
 mod renewing;
 mod replicas;
 mod rotating;
+mod silence;
 mod watching;

@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+use trust_bundle::contact::SILENCE;
 use trust_bundle::init::{FederationFile, init};
 use trust_bundle::program::{Plane as Files, Settings, serve};
 
@@ -77,19 +78,28 @@ impl Plane {
 
     /// The service works on what `wrap` makes of the store.
     pub(crate) async fn start_on<S: Store>(wrap: impl FnOnce(EmbeddedStore) -> S) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        init(directory.path(), &federation_file(), "admin", SystemTime::now()).unwrap();
-        Self::serve(directory, wrap).await
+        Self::start_with(settings(), wrap).await
     }
 
-    async fn serve<S: Store>(directory: TempDir, wrap: impl FnOnce(EmbeddedStore) -> S) -> Self {
+    /// [`start_on`](Self::start_on), with a store that may be silent for so long.
+    pub(crate) async fn start_impatient<S: Store>(silence: Duration, wrap: impl FnOnce(EmbeddedStore) -> S) -> Self {
+        Self::start_with(Settings { silence, ..settings() }, wrap).await
+    }
+
+    async fn start_with<S: Store>(settings: Settings, wrap: impl FnOnce(EmbeddedStore) -> S) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        init(directory.path(), &federation_file(), "admin", SystemTime::now()).unwrap();
+        Self::serve(directory, settings, wrap).await
+    }
+
+    async fn serve<S: Store>(directory: TempDir, settings: Settings, wrap: impl FnOnce(EmbeddedStore) -> S) -> Self {
         let folder = |name: &str| directory.path().join(name);
         let root = fs::read_to_string(folder("operator/membership-root.key")).unwrap();
         let root = MembershipRoot::from_pem(&root).unwrap();
         let authority = Authority::open(&folder("service/authority"), &trust_domain()).unwrap();
         let files = Files::read(&folder("service")).unwrap();
         let store = open_store(&folder("trust.redb")).await;
-        let (process, settings) = (Process::for_tests(), settings());
+        let process = Process::for_tests();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let first_state = process.readiness().require("the store's state");
@@ -108,7 +118,7 @@ impl Plane {
     pub(crate) async fn restart(self) -> Self {
         let (ended, stopped) = self.drain().await;
         ended.unwrap();
-        Self::serve(stopped.0, |store| store).await
+        Self::serve(stopped.0, settings(), |store| store).await
     }
 
     /// The operator makes a token.
@@ -165,7 +175,7 @@ impl Plane {
 
     /// A connection of somebody who believes the roots that the authority's folder holds now.
     pub(crate) fn present_channel(&self, address: SocketAddr, identity: &Identity) -> Channel {
-        channel_under(address, self.present_roots(), Some(identity))
+        channel_under(&[address], self.present_roots(), Some(identity))
     }
 
     /// The whole audit record, whose chain must hold.
@@ -289,7 +299,7 @@ fn settings() -> Settings {
     let none = Duration::ZERO;
     let pace =
         Pace { refresh_hint: none, longest_svid: Duration::from_millis(1_500), skew: none, absence: HOUR, stall: HOUR };
-    Settings { certificate_lifetime: 24 * HOUR, limits, pace }
+    Settings { certificate_lifetime: 24 * HOUR, limits, pace, silence: SILENCE }
 }
 
 async fn open_store(path: &Path) -> EmbeddedStore {
@@ -327,11 +337,16 @@ pub(crate) fn identity(authority: &Authority, id: &SpiffeId) -> Identity {
 }
 
 pub(crate) fn channel(address: SocketAddr, federation: &Authority, identity: Option<&Identity>) -> Channel {
-    channel_under(address, federation.roots(), identity)
+    channel_to(&[address], federation, identity)
+}
+
+/// To the first of these addresses, and to the next one whenever the connection is lost.
+pub(crate) fn channel_to(addresses: &[SocketAddr], federation: &Authority, identity: Option<&Identity>) -> Channel {
+    channel_under(addresses, federation.roots(), identity)
 }
 
 fn channel_under(
-    address: SocketAddr,
+    addresses: &[SocketAddr],
     x509_authorities: Vec<CertificateDer<'static>>,
     identity: Option<&Identity>,
 ) -> Channel {
@@ -340,7 +355,7 @@ fn channel_under(
     let service = SpiffeId::service(&trust_domain, "trust-bundle").unwrap();
     trust.insert(Bundle { trust_domain, x509_authorities, sequence: 1, refresh_hint: None });
     let config = client_config(identity, &trust, ExpectedPeer::exactly(service), &[rpc::ALPN]);
-    rpc::channel([address], config, ChannelOptions::default())
+    rpc::channel(addresses, config, ChannelOptions { start: Some(0), ..ChannelOptions::default() })
 }
 
 pub(crate) fn watch(channel: Channel, cursor: TrustCursor) -> Watcher {
