@@ -268,7 +268,9 @@ impl Planning<'_> {
 }
 
 impl Plan {
-    fn refused(offers: &[Offer], refusal: &Refusal) -> Self {
+    /// All are refused for this, but for those that have a fault of their own.
+    #[must_use]
+    pub fn refused(offers: &[Offer], refusal: &Refusal) -> Self {
         let verdicts = offers.iter().map(|offer| {
             let own = offer.judged.as_ref().err();
             Verdict::Refused(own.unwrap_or(refusal).clone())
@@ -297,12 +299,9 @@ impl Plan {
         Self::refused(offers, &refusal).results(offers, 0)
     }
 
-    /// The answers when the store took no more: nothing was written, and the records may come again after `pause`.
+    /// The answers when the store took no more: nothing was written, which this refusal says.
     #[must_use]
-    pub fn without_space(mut self, offers: &[Offer], pause: Duration) -> Vec<PublishResult> {
-        let detail = "the federation's store is full: its operator must make room".to_owned();
-        let retry_after_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX).max(1);
-        let refusal = Refusal { retry_after_ms, ..refuse(Reason::NoSpace, detail) };
+    pub fn without_space(mut self, offers: &[Offer], refusal: &Refusal) -> Vec<PublishResult> {
         for verdict in self.verdicts.iter_mut().filter(|verdict| **verdict == Verdict::Written) {
             *verdict = Verdict::Refused(refusal.clone());
         }

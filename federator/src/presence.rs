@@ -65,12 +65,16 @@ impl Presence {
     /// [`StoreError::Unavailable`] while there is no lease, [`StoreError::NoSpace`] when the store is too full to grant one.
     pub async fn offer(&self) -> Result<(LeaseId, Vec<u8>), StoreError> {
         let mut lease = self.lease.clone();
-        let found = tokio::time::timeout(LEASE_DEADLINE, lease.wait_for(Option::is_some)).await;
-        let lease = found.ok().and_then(Result::ok).and_then(|lease| *lease);
-        let lease = lease.ok_or_else(|| match self.full.load(Ordering::Relaxed) {
+        let none = |full| match full {
             true => StoreError::NoSpace("the replica is granted no lease".into()),
             false => StoreError::Unavailable("the replica has no lease".into()),
-        })?;
+        };
+        if lease.borrow().is_none() && self.full.load(Ordering::Relaxed) {
+            return Err(none(true));
+        }
+        let found = tokio::time::timeout(LEASE_DEADLINE, lease.wait_for(Option::is_some)).await;
+        let lease = found.ok().and_then(Result::ok).and_then(|lease| *lease);
+        let lease = lease.ok_or_else(|| none(self.full.load(Ordering::Relaxed)))?;
         Ok((lease, Value { since_ms: now_ms(), replica: self.replica.to_string() }.encode_to_vec()))
     }
 

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use federation::ClusterName;
-use federation_api::federation::v1::PublishResult;
+use federation_api::federation::v1::refusal::Reason;
+use federation_api::federation::v1::{PublishResult, Refusal};
 use federation_api::record::v1::Signed;
 use federation_api::verify::VerifiedMember;
 use federation_store::{Committed, LeaseId, Revision, Store, StoreError, Transaction, layout};
@@ -24,7 +25,16 @@ const ATTEMPTS: usize = 100;
 /// come at once.
 const NO_SPACE_PAUSE: Duration = Duration::from_secs(5);
 
+/// The revision of a cluster's epoch; 0 when there never was one.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn epoch_revision<S: Store>(store: &S, cluster: &ClusterName) -> Result<Revision, StoreError> {
+    Ok(store.get(&layout::epoch(cluster.as_str())).await?.map_or(0, |entry| entry.modified))
+}
+
 /// Takes the next epoch of a cluster: older sessions of it can publish no more. The cluster's leased key is put with it.
+/// With `after` the epoch before must still be that of this revision; `None` says that another was taken since.
 ///
 /// # Errors
 /// The store's.
@@ -33,10 +43,14 @@ pub async fn take_epoch<S: Store>(
     cluster: &ClusterName,
     presence: Vec<u8>,
     lease: LeaseId,
-) -> Result<Epoch, StoreError> {
+    after: Option<Revision>,
+) -> Result<Option<Epoch>, StoreError> {
     let key = layout::epoch(cluster.as_str());
     loop {
         let current = store.get(&key).await?;
+        if after.is_some_and(|after| current.as_ref().map_or(0, |entry| entry.modified) != after) {
+            return Ok(None);
+        }
         let number =
             current.as_ref().and_then(|entry| entry.value.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
         let transaction = Transaction::new()
@@ -44,8 +58,18 @@ pub async fn take_epoch<S: Store>(
             .put(&key, (number + 1).to_be_bytes().to_vec())
             .put_leased(layout::alive(cluster.as_str()), presence.clone(), lease);
         if let Committed::Done(modified) = store.commit(transaction).await? {
-            return Ok(Epoch { key, modified, number: number + 1 });
+            return Ok(Some(Epoch { key, modified, number: number + 1 }));
         }
+    }
+}
+
+/// The store takes nothing; the same may come again after a while.
+fn no_space() -> Refusal {
+    let pause = rand::random_range(NO_SPACE_PAUSE..NO_SPACE_PAUSE * 2);
+    Refusal {
+        reason: Reason::NoSpace.into(),
+        detail: "the federation's store is full: its operator must make room".to_owned(),
+        retry_after_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX).max(1),
     }
 }
 
@@ -99,6 +123,15 @@ impl<S: Store> Publisher<S> {
         Ok(results)
     }
 
+    /// The answers to records for which the store has no room: they may come again.
+    pub(crate) fn refuse_for_space(&self, member: &VerifiedMember, records: Vec<Signed>) -> Vec<PublishResult> {
+        let examine = |signed| Offer::examine(member, &self.quota, signed);
+        let offers: Vec<_> = records.into_iter().map(examine).collect();
+        let results = Plan::refused(&offers, &no_space()).results(&offers, 0);
+        self.metrics.published(&results, Duration::ZERO);
+        results
+    }
+
     /// As [`publish`](Self::publish), for clients that would take a refusal for now for the last word: such records are
     /// offered again here, for as long as the caller waits.
     ///
@@ -140,8 +173,7 @@ impl<S: Store> Publisher<S> {
                 // The session goes on: what it is told, its heartbeats and its lease need no space.
                 Err(StoreError::NoSpace(source)) => {
                     warn!(cluster = %member.cluster(), %source, "the store is full: records are refused for now");
-                    let pause = rand::random_range(NO_SPACE_PAUSE..NO_SPACE_PAUSE * 2);
-                    return Ok(plan.without_space(offers, pause));
+                    return Ok(plan.without_space(offers, &no_space()));
                 }
                 committed => committed?,
             };

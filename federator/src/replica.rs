@@ -27,6 +27,10 @@ use crate::rpc::FederationService;
 use crate::session::Shared;
 use crate::wire::FederationServer;
 
+/// Connections of one cluster, as a control-plane's replicas need them and those that are not yet known to be gone; sessions
+/// have a bound of their own.
+const CONNECTIONS_PER_PEER: usize = 64;
+
 /// What a replica is made of.
 pub struct Parts<S> {
     /// Its name, for logs and status.
@@ -100,6 +104,7 @@ impl Replica {
         let limits = AcceptLimits {
             handshakes: parts.handshakes,
             handshakes_per_source: parts.handshakes_per_source,
+            connections_per_peer: CONNECTIONS_PER_PEER,
             ..AcceptLimits::default()
         };
         let (incoming, drain) = (rpc::incoming(parts.listener, tls, limits), process.drain());

@@ -13,12 +13,12 @@ use mesh_tls::rpc::peer;
 use spiffe_identity::{PlaneRole, SpiffeId, TrustDomain};
 use tokio::sync::mpsc;
 use tonic::{Request, Status};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admission::Epoch;
 use crate::protocol::{Protocol, Violation, negotiate, resumes};
-use crate::publish::take_epoch;
-use crate::session::{RESPONSES, Session, SessionEnd, Shared};
+use crate::publish::epoch_revision;
+use crate::session::{RESPONSES, Right, Session, SessionEnd, Shared};
 use crate::wire::{Requests, framed};
 
 /// A session must say hello within this time.
@@ -83,7 +83,7 @@ impl<S: Store> FederationService<S> {
         let version = negotiate(&hello).map_err(|violation| SessionEnd::from(violation).status())?;
         let (cache, cluster) = (&self.shared.cache, member.cluster().clone());
         self.catch_up(&hello).await;
-        let epoch = if hello.publisher { Some(self.take_epoch(&cluster).await?) } else { None };
+        let right = if hello.publisher { self.right(&cluster, &hello).await? } else { Right::Reads };
         let now = Instant::now();
         let opened = cache.read(|index| {
             let resumed = resumes(&hello, cache.incarnation(), index);
@@ -95,14 +95,14 @@ impl<S: Store> FederationService<S> {
         let entry = self.shared.registry.open(&cluster, &hello.replica, hello.publisher, resumed, namespaces);
         let entry = entry.ok_or_else(|| Status::resource_exhausted(format!("{cluster} has too many sessions here")))?;
         let (responses, stream) = mpsc::channel(RESPONSES);
-        let welcome = self.welcome(version, epoch.as_ref(), resumed);
+        let welcome = self.welcome(version, right.epoch(), resumed);
         // The channel is new and empty: this does not wait.
         let _ = responses.send(Ok(framed(Message::Welcome(welcome)))).await;
         info!(%cluster, replica = %hello.replica, publisher = hello.publisher, resumed, "session opened");
         let (shared, keeps_refused) = (self.shared.clone(), hello.keeps_refused);
         // Boxed: a future has a place for its arguments and one for what it does with them.
         let session =
-            Box::new(Session { shared, member, epoch, keeps_refused, protocol, entry, responses: responses.clone() });
+            Box::new(Session { shared, member, right, keeps_refused, protocol, entry, responses: responses.clone() });
         let metrics = self.shared.metrics.clone();
         metrics.opened(resumed);
         tokio::spawn(async move {
@@ -125,17 +125,21 @@ impl<S: Store> FederationService<S> {
         }
     }
 
-    async fn take_epoch(&self, cluster: &ClusterName) -> Result<Epoch, Status> {
-        let failed = |error: StoreError| match error {
+    /// What a session may write that asked to publish. One that keeps what is refused for now reads on a full store, too.
+    async fn right(&self, cluster: &ClusterName, hello: &Hello) -> Result<Right, Status> {
+        match self.shared.take_epoch(cluster, None).await {
+            Ok(epoch) => Ok(Right::Publishes(epoch)),
+            Err(SessionEnd::Store(StoreError::NoSpace(source))) if hello.keeps_refused => {
+                warn!(%cluster, %source, "the store is full: the session publishes nothing for now");
+                let after = epoch_revision(self.shared.publisher.store(), cluster).await;
+                Ok(Right::Awaited { after: after.map_err(|error| SessionEnd::from(error).status())? })
+            }
             // Trying another replica is no use: an operator must make room.
-            StoreError::NoSpace(_) => Status::resource_exhausted(format!("the federation's store is full: {error}")),
-            error => Status::unavailable(format!("the store failed: {error}")),
-        };
-        let (lease, value) = self.shared.presence.offer().await.map_err(failed)?;
-        let taken = take_epoch(self.shared.publisher.store(), cluster, value.clone(), lease).await;
-        let epoch = taken.map_err(failed)?;
-        self.shared.presence.hold(cluster, &epoch, value);
-        Ok(epoch)
+            Err(SessionEnd::Store(error @ StoreError::NoSpace(_))) => {
+                Err(Status::resource_exhausted(format!("the federation's store is full: {error}")))
+            }
+            Err(end) => Err(end.status()),
+        }
     }
 
     fn welcome(&self, version: u32, epoch: Option<&Epoch>, resumed: bool) -> Welcome {

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use federation::ClusterName;
 use federation_api::federation::v1::session_response::Response;
 use federation_api::federation::v1::{GoAway, PublishResult, SessionRequest};
+use federation_api::record::v1::Signed;
 use federation_api::verify::VerifiedMember;
-use federation_store::{Store, StoreError};
+use federation_store::{Revision, Store, StoreError};
 use mesh_runtime::DrainWatcher;
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -25,7 +26,7 @@ use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::protocol::{Heard, Protocol, Violation};
-use crate::publish::Publisher;
+use crate::publish::{Publisher, take_epoch};
 use crate::registry::{Entry, Registry};
 use crate::wire::{Requests, Responses, framed};
 
@@ -75,6 +76,9 @@ pub enum SessionEnd {
     /// This replica goes away.
     #[error("the replica drains")]
     Draining,
+    /// It waited for room to publish, and another session of the cluster publishes since.
+    #[error("another session of cluster {0} publishes")]
+    Superseded(ClusterName),
     /// What was published may or may not be stored: the client publishes it again in its next session.
     #[error("the store failed: {0}")]
     Store(#[from] StoreError),
@@ -89,6 +93,7 @@ impl SessionEnd {
             Self::Closed => "closed",
             Self::ShutOut(_) => "shut_out",
             Self::Draining => "draining",
+            Self::Superseded(_) => "superseded",
             Self::Store(_) => "store",
             Self::Protocol(Violation::Silent(_)) => "silent",
             Self::Protocol(Violation::Behind(_)) => "behind",
@@ -110,13 +115,79 @@ impl SessionEnd {
     }
 }
 
-type Publishing = Pin<Box<dyn Future<Output = Result<Vec<PublishResult>, StoreError>> + Send>>;
+type Publishing = Pin<Box<dyn Future<Output = Result<(Right, Vec<PublishResult>), SessionEnd>> + Send>>;
+
+/// What a session may write.
+#[derive(Debug, Clone)]
+pub(crate) enum Right {
+    /// Nothing: it did not ask to publish.
+    Reads,
+    /// Nothing for now: the store was full when it asked. It gets its epoch with its first records that find room, unless
+    /// another session of the cluster has taken one since `after`, the revision of the epoch before.
+    Awaited { after: Revision },
+    /// Its cluster's records.
+    Publishes(Epoch),
+}
+
+impl Right {
+    pub(crate) fn epoch(&self) -> Option<&Epoch> {
+        match self {
+            Self::Publishes(epoch) => Some(epoch),
+            Self::Reads | Self::Awaited { .. } => None,
+        }
+    }
+}
+
+impl<S: Store> Shared<S> {
+    /// Takes the next epoch of a cluster, if the one before is still that of revision `after`, where it is given.
+    ///
+    /// # Errors
+    /// [`SessionEnd::Superseded`] when it is not, and [`SessionEnd::Store`].
+    pub(crate) async fn take_epoch(&self, cluster: &ClusterName, after: Option<Revision>) -> Result<Epoch, SessionEnd> {
+        let (lease, value) = self.presence.offer().await?;
+        let taken = take_epoch(self.publisher.store(), cluster, value.clone(), lease, after).await?;
+        let epoch = taken.ok_or_else(|| SessionEnd::Superseded(cluster.clone()))?;
+        self.presence.hold(cluster, &epoch, value);
+        Ok(epoch)
+    }
+}
+
+/// Publishes in the name of a session; returns what it may write from then on.
+async fn publish<S: Store>(
+    shared: Shared<S>,
+    member: Arc<VerifiedMember>,
+    right: Right,
+    keeps_refused: bool,
+    records: Vec<Signed>,
+) -> Result<(Right, Vec<PublishResult>), SessionEnd> {
+    let Shared { publisher, .. } = &shared;
+    let right = match right {
+        Right::Awaited { after } => match shared.take_epoch(member.cluster(), Some(after)).await {
+            Ok(epoch) => {
+                info!(cluster = %member.cluster(), epoch = epoch.number, "the store has room again: the session publishes");
+                Right::Publishes(epoch)
+            }
+            Err(SessionEnd::Store(StoreError::NoSpace(source))) => {
+                warn!(cluster = %member.cluster(), %source, "the store is full: records are refused for now");
+                return Ok((right, publisher.refuse_for_space(&member, records)));
+            }
+            Err(error) => return Err(error),
+        },
+        right => right,
+    };
+    let results = if keeps_refused {
+        publisher.publish(&member, right.epoch(), records).await?
+    } else {
+        publisher.publish_at_last(&member, right.epoch(), records).await?
+    };
+    Ok((right, results))
+}
 
 /// A session after its hello.
 pub struct Session<S> {
     pub(crate) shared: Shared<S>,
     pub(crate) member: Arc<VerifiedMember>,
-    pub(crate) epoch: Option<Epoch>,
+    pub(crate) right: Right,
     /// `Hello.keeps_refused`
     pub(crate) keeps_refused: bool,
     pub(crate) protocol: Protocol,
@@ -128,7 +199,7 @@ impl<S: Store> Session<S> {
     /// Runs until either side ends it.
     pub(crate) async fn run(mut self: Box<Self>, requests: Requests) -> SessionEnd {
         let end = self.converse(requests).await;
-        if let Some(epoch) = &self.epoch {
+        if let Some(epoch) = self.right.epoch() {
             self.shared.presence.release(self.member.cluster(), epoch.number, end.silent()).await;
         }
         end
@@ -160,8 +231,11 @@ impl<S: Store> Session<S> {
                 results = answer(&mut publishing), if publishing.is_some() => {
                     publishing = None;
                     match results {
-                        Ok(results) => self.answer(results),
-                        Err(error) => return error.into(),
+                        Ok((right, results)) => {
+                            self.right = right;
+                            self.answer(results);
+                        }
+                        Err(end) => return end,
                     }
                 }
                 permit = responses.reserve(), if news => match permit {
@@ -207,16 +281,9 @@ impl<S: Store> Session<S> {
                 Ok(None)
             }
             Heard::Publish(records) => {
-                let (publisher, member) = (self.shared.publisher.clone(), Arc::clone(&self.member));
-                let (epoch, keeps_refused) = (self.epoch.clone(), self.keeps_refused);
+                let (shared, member) = (self.shared.clone(), Arc::clone(&self.member));
+                let published = publish(shared, member, self.right.clone(), self.keeps_refused, records);
                 Ok(Some(Box::pin(async move {
-                    let published = async {
-                        if keeps_refused {
-                            publisher.publish(&member, epoch.as_ref(), records).await
-                        } else {
-                            publisher.publish_at_last(&member, epoch.as_ref(), records).await
-                        }
-                    };
                     let late = |_| StoreError::OutcomeUnknown("it did not answer in time".into());
                     timeout(PUBLISH_DEADLINE, published).await.map_err(late)?
                 })))
@@ -262,7 +329,7 @@ impl<S: Store> Session<S> {
 }
 
 /// The answer of the store.
-async fn answer(publishing: &mut Option<Publishing>) -> Result<Vec<PublishResult>, StoreError> {
+async fn answer(publishing: &mut Option<Publishing>) -> Result<(Right, Vec<PublishResult>), SessionEnd> {
     match publishing {
         Some(publishing) => publishing.await,
         None => std::future::pending().await,

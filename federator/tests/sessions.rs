@@ -260,7 +260,7 @@ async fn a_full_store_refuses_records_for_now_and_ends_no_session() {
     assert!((5_000..10_000).contains(&refusal.retry_after_ms), "{refusal:?}");
     assert!(refusal.detail.contains("full"), "{}", refusal.detail);
     assert_eq!(results[1].refusal.clone().unwrap().reason(), Reason::NotYours, "its own fault stays its own");
-    // Whoever opens a session now to publish is told the same; who only reads needs no space.
+    // Who only reads needs no space; a client that would take a refusal for the last word gets no session to publish.
     says_that_the_store_is_full(&plane).await;
     let mut north = plane.client("north", &["shop"], false, SessionCursor::default()).await;
     assert_eq!(north.next_record().await, first);
@@ -292,6 +292,58 @@ async fn a_replica_that_starts_on_a_full_store_says_so_to_publishers_and_serves_
     let mut north = plane.client("north", &["shop"], false, SessionCursor::default()).await;
     assert_eq!(north.welcome.replica, "federator-1");
     assert_eq!(north.next_record().await, first);
+    // Nor does it take a lease to be told what others say, before one's own records are taken.
+    let mut west = plane.client("west", &["shop"], true, SessionCursor::default()).await;
+    assert_eq!((west.welcome.replica.as_str(), west.welcome.session_epoch), ("federator-1", 0));
+    assert_eq!(west.next_record().await, first);
+    publishes_when_there_is_room(&plane, &mut west, "west").await;
+}
+
+#[tokio::test]
+async fn a_publisher_that_comes_back_to_a_full_store_reads_and_publishes_when_there_is_room() {
+    let plane = Plane::start().await;
+    let mut east = plane.client("east", &["shop"], true, SessionCursor::default()).await;
+    let mut west = plane.client("west", &["shop"], true, SessionCursor::default()).await;
+    let first = plane.sign("east", 10, &key("a"), &export("a"));
+    east.publish(first.clone()).await.unwrap();
+    west.publish(plane.sign("west", 10, &key("w"), &export("w"))).await.unwrap();
+    plane.store.set_full(true);
+    drop(west);
+    let mut west = plane.client("west", &["shop"], true, SessionCursor::default()).await;
+    assert_eq!(west.welcome.session_epoch, 0);
+    assert_eq!(west.next_record().await, first);
+    publishes_when_there_is_room(&plane, &mut west, "west").await;
+}
+
+#[tokio::test]
+async fn of_two_publishers_that_wait_for_room_the_one_that_came_before_another_leader_fences_nobody() {
+    let plane = Plane::start().await;
+    // The replica has its lease by then.
+    drop(plane.client("east", &["shop"], true, SessionCursor::default()).await);
+    plane.store.set_full(true);
+    let mut older = plane.client("east", &["shop"], true, SessionCursor::default()).await;
+    assert_eq!(older.welcome.session_epoch, 0);
+    plane.store.set_full(false);
+    let mut leader = plane.client("east", &["shop"], true, SessionCursor::default()).await;
+    assert!(leader.welcome.session_epoch > 0);
+    older.session.publish(vec![plane.sign("east", 20, &key("old"), &export("old"))]);
+    assert!(older.until_disconnected().await.contains("another session of cluster east publishes"));
+    drop(older);
+    assert_eq!(leader.publish(plane.sign("east", 21, &key("a"), &export("a"))).await, Ok(()));
+}
+
+/// A record is refused for now, and taken by itself once there is room.
+async fn publishes_when_there_is_room(plane: &Plane, client: &mut Client, cluster: &str) {
+    let results = client.publish_all(vec![plane.sign(cluster, 11, &key("b"), &export("b"))]).await;
+    let refusal = results[0].refusal.clone().unwrap();
+    assert_eq!((refusal.reason(), results[0].revision), (Reason::NoSpace, 0));
+    plane.store.set_full(false);
+    let stored = until(client, "the record is stored", |event| match event {
+        SessionEvent::Published(results) if results[0].refusal.is_none() => Some(results),
+        SessionEvent::Disconnected { reason, .. } => panic!("{reason}"),
+        _ => None,
+    });
+    assert_eq!(stored.await[0].sequence, 11);
 }
 
 async fn says_that_the_store_is_full(plane: &Plane) {

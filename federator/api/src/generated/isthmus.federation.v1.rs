@@ -94,7 +94,7 @@ pub struct Welcome {
     /// Identifies the store's history. It changes when the store was restored: revisions of another incarnation mean nothing.
     #[prost(string, tag = "2")]
     pub incarnation: ::prost::alloc::string::String,
-    /// The epoch granted to a publisher; 0 otherwise.
+    /// The epoch granted to a publisher; 0 otherwise, and while the store is full: records are refused for now then.
     #[prost(uint64, tag = "3")]
     pub session_epoch: u64,
     /// The client sends a heartbeat this often; the cluster is suspect after three were missed.
