@@ -160,7 +160,7 @@ pub fn plan(
     let heads_key = layout::heads(member.cluster().as_str());
     let mut transaction = planning.transaction;
     if planning.relies_on_heads && !transaction.expect.iter().any(|expect| expect.key == heads_key) {
-        transaction = transaction.expecting(heads_key, heads.map_or(0, |heads| heads.revision));
+        transaction = transaction.expecting(heads_key, heads.map_or(0, |heads| heads.revision()));
     }
     let writes = planning.writes;
     Plan { transaction: (writes > 0).then_some(transaction), writes, verdicts }
@@ -205,7 +205,7 @@ impl Planning<'_> {
         let replaced = match stored {
             Some(stored) if stored.position() == judged.position => {
                 if stored.signed().message == judged.signed.message {
-                    return Ok(Verdict::Known(stored.revision));
+                    return Ok(Verdict::Known(stored.revision()));
                 }
                 let text = format!("sequence {} was used for other content", judged.position.1);
                 return Err(refuse(Reason::Equivocation, text));
@@ -245,7 +245,7 @@ impl Planning<'_> {
         self.writes += 1;
         let transaction = std::mem::take(&mut self.transaction);
         self.transaction = transaction
-            .expecting(&judged.store_key, replaced.map_or(0, |record| record.revision))
+            .expecting(&judged.store_key, replaced.map_or(0, |record| record.revision()))
             .put(&judged.store_key, judged.value.clone());
         Ok(Verdict::Written)
     }

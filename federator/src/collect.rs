@@ -83,7 +83,7 @@ pub fn plan(
     quota: &Quota,
     mark: Revision,
 ) -> Vec<Collection> {
-    let mut clusters: BTreeMap<&ClusterName, Vec<&Arc<Record>>> = BTreeMap::new();
+    let mut clusters: BTreeMap<&ClusterName, Vec<&Record>> = BTreeMap::new();
     for record in index.records() {
         clusters.entry(record.cluster()).or_default().push(record);
     }
@@ -104,31 +104,31 @@ pub fn plan(
 
 fn collection(
     cluster: &ClusterName,
-    gone: &[&Arc<Record>],
-    heads: Option<&Arc<Record>>,
+    gone: &[&Record],
+    heads: Option<&Record>,
     mark: Revision,
     collected: Revision,
 ) -> Option<Collection> {
     let gone = &gone[..gone.len().min(MOST)];
-    let last = gone.iter().map(|record| record.revision).max()?.max(collected);
+    let last = gone.iter().map(|record| record.revision()).max()?.max(collected);
     let mut transaction =
         Transaction::new().expecting(layout::COLLECTED, mark).put(layout::COLLECTED, last.to_be_bytes().to_vec());
     if let Some(heads) = heads {
-        transaction = transaction.expecting(heads.store_key(), heads.revision);
+        transaction = transaction.expecting(heads.store_key(), heads.revision());
     }
     for record in gone {
-        transaction = transaction.expecting(record.store_key(), record.revision).delete(record.store_key());
+        transaction = transaction.expecting(record.store_key(), record.revision()).delete(record.store_key());
     }
     Some(Collection { cluster: cluster.clone(), count: gone.len(), transaction })
 }
 
 /// Withdrawals, and live records of memberships that were replaced, that the owner's heads speak for.
-fn unneeded<'a>(records: &[&'a Arc<Record>], heads: Option<&Arc<Record>>, old: Revision) -> Vec<&'a Arc<Record>> {
+fn unneeded<'a>(records: &[&'a Record], heads: Option<&Record>, old: Revision) -> Vec<&'a Record> {
     let Some(heads) = heads else { return Vec::new() };
     let position = heads.position();
     let over = |record: &Record| record.is_withdrawn() || record.position().0 < position.0;
-    let candidate = |record: &&&'a Arc<Record>| {
-        over(record) && record.kind() != Kind::Heads && record.position() < position && record.revision <= old
+    let candidate = |record: &&&'a Record| {
+        over(record) && record.kind() != Kind::Heads && record.position() < position && record.revision() <= old
     };
     let candidates: Vec<_> = records.iter().filter(candidate).copied().collect();
     if candidates.is_empty() || !agrees(records, heads) {
@@ -138,7 +138,7 @@ fn unneeded<'a>(records: &[&'a Arc<Record>], heads: Option<&Arc<Record>>, old: R
 }
 
 /// Whether the heads list exactly what is live here of their own membership.
-fn agrees(records: &[&Arc<Record>], heads: &Record) -> bool {
+fn agrees(records: &[&Record], heads: &Record) -> bool {
     let Ok(statement) = Statement::decode(heads.signed().message) else { return false };
     let Some(statement::Payload::Heads(said)) = statement.payload else { return false };
     let mut live: BTreeMap<String, (HeadScope, Vec<_>)> = BTreeMap::new();

@@ -13,7 +13,6 @@ mod record;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
-use std::sync::Arc;
 
 use federation::{ClusterName, Namespace};
 use federation_api::record::v1::Signed;
@@ -82,7 +81,7 @@ impl Scope {
 
 /// Where a walk goes on: behind this record.
 #[derive(Clone, Debug)]
-pub struct Walked(Arc<Record>);
+pub struct Walked(Record);
 
 /// The records as they are stored.
 #[derive(Debug, Default)]
@@ -90,7 +89,7 @@ pub struct Index {
     revision: Revision,
     collected: Revision,
     records: BTreeSet<ByKey>,
-    log: VecDeque<Arc<Record>>,
+    log: VecDeque<Record>,
     replaced: usize,
     usage: HashMap<ClusterName, Usage>,
     /// How many records each cluster has in each namespace.
@@ -113,13 +112,12 @@ impl Index {
         let Some((cluster, name)) = parse_store_key(key) else { return Ok(()) };
         let (record, scopes) = self.names.read(revision, value, cluster, &name)?;
         self.remove(key);
-        let record = Arc::new(record);
         self.count(&record, true);
         if let Some(scopes) = scopes {
             let heads = self.heads.entry(record.cluster().clone()).or_default();
             heads.replace(record.position().0, revision, scopes);
         }
-        self.records.insert(ByKey(Arc::clone(&record)));
+        self.records.insert(ByKey(record.clone()));
         self.log.push_back(record);
         self.sweep();
         Ok(())
@@ -165,7 +163,7 @@ impl Index {
 
     /// The stored record of a cluster's key.
     #[must_use]
-    pub fn record(&self, cluster: &ClusterName, key: &str) -> Option<&Arc<Record>> {
+    pub fn record(&self, cluster: &ClusterName, key: &str) -> Option<&Record> {
         self.records.get(&Place::of(cluster.as_str(), key) as &dyn KeyView).map(|ByKey(record)| record)
     }
 
@@ -186,7 +184,7 @@ impl Index {
     }
 
     /// All records, in the order of namespaces and keys.
-    pub fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.iter().map(|ByKey(record)| record)
     }
 
@@ -206,16 +204,16 @@ impl Index {
     pub fn after(&self, cursor: Revision, limit: Limit, wanted: impl Fn(&Record) -> bool) -> Batch {
         let mut batch = Batch { revision: self.revision, ..Batch::default() };
         let (mut last, mut bytes) = (cursor, 0);
-        let start = self.log.partition_point(|record| record.revision <= cursor);
+        let start = self.log.partition_point(|record| record.revision() <= cursor);
         for record in self.log.range(start..).filter(|record| !record.is_replaced()) {
             let full = batch.records.len() >= limit.records || bytes >= limit.bytes;
             // A revision is told whole: the cursor is a revision.
-            if full && record.revision != last {
+            if full && record.revision() != last {
                 batch.more = true;
                 batch.revision = last;
                 return batch;
             }
-            last = record.revision;
+            last = record.revision();
             if wanted(record) {
                 bytes += record.size();
                 batch.records.push(record.signed());
@@ -235,7 +233,7 @@ impl Index {
         let (mut records, mut bytes) = (Vec::new(), 0);
         let first = Place { namespace: scope.text(), key: "", cluster: "" };
         let from: Bound<&dyn KeyView> = match walked {
-            Some(Walked(record)) => Bound::Excluded(record.as_ref()),
+            Some(Walked(record)) => Bound::Excluded(record),
             None => Bound::Included(&first),
         };
         for ByKey(record) in self.records.range::<dyn KeyView, _>((from, Bound::Unbounded)) {
@@ -246,7 +244,7 @@ impl Index {
                 bytes += record.size();
                 records.push(record.signed());
                 if records.len() >= limit.records || bytes >= limit.bytes {
-                    return (records, Some(Walked(Arc::clone(record))));
+                    return (records, Some(Walked(record.clone())));
                 }
             }
         }

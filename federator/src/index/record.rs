@@ -11,6 +11,7 @@ use federation::{ClusterName, Namespace, RecordKey};
 use federation_api::record::v1::{Head, Signed, Statement, statement};
 use federation_store::{Revision, layout};
 use prost::Message;
+use triomphe::ThinArc;
 
 /// Why a stored value is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -54,17 +55,18 @@ pub struct Speaker {
     pub generation: u64,
 }
 
-/// A stored record: 56 bytes and those of its value, of which there are a hundred thousand.
+/// A stored record, of which there are a hundred thousand: one allocation of 56 bytes and those of its value. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Record(ThinArc<Facts, u8>);
+
+/// What is looked up in a record, in front of its value: the signed envelope as it is stored.
 #[derive(Debug)]
-pub struct Record {
-    /// The revision that wrote it.
-    pub revision: Revision,
+struct Facts {
+    revision: Revision,
     sequence: u64,
     speaker: Arc<Speaker>,
     /// Boxed twice so that a record holds one pointer: names are shared, records are many.
     namespace: Option<Arc<Namespace>>,
-    /// The signed envelope as it is stored.
-    value: Box<[u8]>,
     /// Where the record's key lies in the value.
     key_start: u32,
     key_length: u16,
@@ -72,19 +74,30 @@ pub struct Record {
     replaced: AtomicBool,
 }
 
-const _: () = assert!(size_of::<Record>() == 56);
+/// The count of clones and the length of the value are before them.
+const _: () = assert!(size_of::<Facts>() + 2 * size_of::<usize>() == 56);
 
 impl Record {
+    fn facts(&self) -> &Facts {
+        &self.0.header.header
+    }
+
+    /// The revision that wrote it.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.facts().revision
+    }
+
     /// The cluster that speaks.
     #[must_use]
     pub fn cluster(&self) -> &ClusterName {
-        &self.speaker.cluster
+        &self.facts().speaker.cluster
     }
 
     /// Its order among the records of its key: (generation, sequence).
     #[must_use]
     pub fn position(&self) -> (u64, u64) {
-        (self.speaker.generation, self.sequence)
+        (self.facts().speaker.generation, self.facts().sequence)
     }
 
     /// The record's key, as text.
@@ -94,14 +107,14 @@ impl Record {
     }
 
     fn key_bytes(&self) -> &[u8] {
-        let (start, length) = (self.key_start as usize, usize::from(self.key_length));
-        &self.value[start..start + length]
+        let (start, length) = (self.facts().key_start as usize, usize::from(self.facts().key_length));
+        &self.value()[start..start + length]
     }
 
     /// The namespace, if it belongs to one.
     #[must_use]
     pub fn namespace(&self) -> Option<&Namespace> {
-        self.namespace.as_deref()
+        self.facts().namespace.as_deref()
     }
 
     /// What it is about.
@@ -119,31 +132,31 @@ impl Record {
     /// It says that the key has no value any more.
     #[must_use]
     pub fn is_withdrawn(&self) -> bool {
-        self.withdrawn
+        self.facts().withdrawn
     }
 
     /// It counts against the quota of exports.
     #[must_use]
     pub fn is_live_export(&self) -> bool {
-        !self.withdrawn && matches!(self.kind(), Kind::Export | Kind::Slice)
+        !self.is_withdrawn() && matches!(self.kind(), Kind::Export | Kind::Slice)
     }
 
     /// Bytes of the stored envelope.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.value.len()
+        self.value().len()
     }
 
     /// The envelope, as its cluster signed it.
     #[must_use]
     pub fn signed(&self) -> Signed {
-        Signed::decode(Bytes::copy_from_slice(&self.value)).unwrap_or_default()
+        Signed::decode(Bytes::copy_from_slice(self.value())).unwrap_or_default()
     }
 
     /// The stored value.
     #[must_use]
     pub fn value(&self) -> &[u8] {
-        &self.value
+        &self.0.slice
     }
 
     /// Where it lies in the store.
@@ -157,11 +170,11 @@ impl Record {
     }
 
     pub(super) fn replace(&self) {
-        self.replaced.store(true, Memory::Relaxed);
+        self.facts().replaced.store(true, Memory::Relaxed);
     }
 
     pub(super) fn is_replaced(&self) -> bool {
-        self.replaced.load(Memory::Relaxed)
+        self.facts().replaced.load(Memory::Relaxed)
     }
 }
 
@@ -231,18 +244,17 @@ impl Names {
             Some(statement::Payload::Heads(heads)) => Some(heads.heads.clone()),
             _ => None,
         };
-        let record = Record {
+        let facts = Facts {
             revision,
             sequence: statement.sequence,
             speaker,
             namespace,
-            value: value.into(),
             key_start,
             key_length,
             withdrawn: matches!(statement.payload, Some(statement::Payload::Withdrawal(_))),
             replaced: AtomicBool::new(false),
         };
-        Ok((record, heads))
+        Ok((Record(ThinArc::from_header_and_slice(facts, value)), heads))
     }
 
     /// Forgets what no record shares any more.
@@ -323,7 +335,7 @@ impl Ord for dyn KeyView + '_ {
 
 /// A record in the order of its key.
 #[derive(Debug)]
-pub(super) struct ByKey(pub(super) Arc<Record>);
+pub(super) struct ByKey(pub(super) Record);
 
 impl PartialEq for ByKey {
     fn eq(&self, other: &Self) -> bool {

@@ -80,7 +80,7 @@ fn a_value_under_another_key_is_not_taken() {
     let other = value("west", "exports/shop/cart", 2, export());
     assert!(index.put("exports/shop/cart/east", 2, &other).is_err());
     assert!(index.put("exports/shop/cart/east", 2, b"\xff\xff").is_err());
-    assert_eq!(index.record(&"east".parse().unwrap(), "exports/shop/cart").unwrap().revision, 1);
+    assert_eq!(index.record(&"east".parse().unwrap(), "exports/shop/cart").unwrap().revision(), 1);
     index.remove("exports/shop/cart/east");
     assert!(index.is_empty() && index.usages().next().is_none());
 }
