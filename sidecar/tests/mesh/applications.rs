@@ -115,6 +115,21 @@ impl Application {
         .await
     }
 
+    /// HTTP/1.1 that takes this long for every request.
+    pub(crate) async fn taking(time: std::time::Duration) -> Self {
+        Self::start(move |stream, requests| async move {
+            let service = service_fn(move |_request| {
+                requests.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    tokio::time::sleep(time).await;
+                    Ok::<_, Infallible>(Response::new(full("done")))
+                }
+            });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        })
+        .await
+    }
+
     /// HTTP/1.1 that takes 2 ms for every request under way; `requests` is how many these are.
     pub(crate) async fn crowded() -> Self {
         Self::start(move |stream, requests| async move {
