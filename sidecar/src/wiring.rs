@@ -15,6 +15,7 @@ use federation_api::discovery::v1::ProxyKind;
 use mesh_runtime::{Process, ReadinessGuard};
 use mesh_tls::{ClientAuth, Identity, TrustStore};
 use rustix::fs::{FlockOperation, flock};
+use socket2::{Domain, Type};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, Semaphore};
 use tracing::info;
@@ -38,6 +39,9 @@ use crate::tasks::Tasks;
 use crate::trust_age::TrustAge;
 use crate::workload_api::{self, Socket, Standing, WorkloadApi};
 use crate::{admin, capture};
+
+/// Connections that the kernel holds for a listener until they are taken.
+const BACKLOG: i32 = 1024;
 
 /// After the drain has begun: time for every session's task to notice and to hold it.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -343,8 +347,8 @@ impl NameSockets {
         let tcp = bind("listeners.dns", addresses).await?;
         let mut udp = Vec::with_capacity(addresses.len());
         for address in addresses {
-            let socket = UdpSocket::bind(address).await.with_context(|| format!("listeners.dns: {address} (UDP)"))?;
-            udp.push(socket);
+            let socket = bound(*address, addresses, Type::DGRAM).and_then(|socket| UdpSocket::from_std(socket.into()));
+            udp.push(socket.with_context(|| format!("listeners.dns: {address} (UDP)"))?);
         }
         Ok(Self { udp, tcp })
     }
@@ -389,10 +393,28 @@ fn create_private(path: &Path) -> anyhow::Result<()> {
 async fn bind(field: &str, addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for address in addresses {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("{field}: {address}"))?;
-        listeners.push(listener);
+        let socket = bound(*address, addresses, Type::STREAM).with_context(|| format!("{field}: {address}"))?;
+        let listener = socket.listen(BACKLOG).map_err(anyhow::Error::from).and_then(|()| {
+            let listener: std::net::TcpListener = socket.into();
+            Ok(TcpListener::from_std(listener)?)
+        });
+        listeners.push(listener.with_context(|| format!("{field}: {address}"))?);
     }
     Ok(listeners)
+}
+
+/// A socket at an address. `[::]` is IPv4's as well, unless that has an address of its own in the list.
+fn bound(address: SocketAddr, all: &[SocketAddr], kind: Type) -> std::io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), kind, None)?;
+    socket.set_nonblocking(true)?;
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
+    if address.is_ipv6() && all.iter().any(|other| other.is_ipv4() && other.port() == address.port()) {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {

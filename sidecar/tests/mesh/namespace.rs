@@ -9,6 +9,8 @@ const INSIDE: &str = "ISTHMUS_TEST_NAMESPACE";
 
 /// The namespace's own address on a link that leads nowhere, over which the default route goes.
 pub(crate) const HOME: &str = "10.99.0.1";
+/// Its address of the other family.
+pub(crate) const HOME6: &str = "fd99::1";
 /// Where the namespace's resolver is.
 pub(crate) const RESOLVER: &str = "10.99.0.53";
 
@@ -64,7 +66,7 @@ fn link() {
     for address in [format!("{HOME}/24"), format!("{RESOLVER}/24")] {
         run("ip", &["address", "add", &address, "dev", "home"]);
     }
-    run("ip", &["address", "add", "fd99::1/64", "dev", "home", "nodad"]);
+    run("ip", &["address", "add", &format!("{HOME6}/64"), "dev", "home", "nodad"]);
     run("ip", &["link", "set", "away", "up"]);
     run("ip", &["link", "set", "home", "up"]);
     run("ip", &["route", "add", "default", "dev", "home"]);

@@ -1,5 +1,6 @@
 //! Strict policies: plaintext from outside is refused; the mesh and a kubelet's probes still come in.
 
+use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,20 +9,26 @@ use federation_api::discovery::v1::resource::Resource as Kind;
 use federation_api::discovery::v1::{AccessPolicy, Binding, Workload};
 use federation_api::record::v1::{Port, Protocol};
 use http::StatusCode;
+use sidecar::Config;
 use sidecar::capture;
 use sidecar::config::CaptureConfig;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::client;
 use crate::cluster::{Cluster, HTTP, PATIENCE, host, ready};
-use crate::namespace::{self, HOME, run, said};
+use crate::namespace::{self, HOME, HOME6, run, said};
 
 /// A machine somewhere else.
 const STRANGER: &str = "10.99.0.2";
+const STRANGER6: &str = "fd99::2";
 /// Where the kubelet's probes come from.
 const NODE: &str = "10.99.0.3";
+const NODE6: &str = "fd99::3";
+/// Nobody special.
+const USER: u32 = 1337;
 const APPLICATION: u16 = 8080;
 
 /// The other end of the link, in a namespace of its own that ends with its only process.
@@ -52,6 +59,9 @@ impl Outside {
         for address in [STRANGER, NODE] {
             inside(&["address", "add", &format!("{address}/24"), "dev", "away"]);
         }
+        for address in [STRANGER6, NODE6] {
+            inside(&["address", "add", &format!("{address}/64"), "dev", "away", "nodad"]);
+        }
         inside(&["link", "set", "away", "up"]);
         outside
     }
@@ -68,7 +78,8 @@ impl Outside {
 
     /// What `curl` says, headers included.
     async fn curl(&self, from: &str) -> String {
-        let url = format!("http://{HOME}:{APPLICATION}/healthz");
+        let home = if from.contains(':') { format!("[{HOME6}]") } else { HOME.to_owned() };
+        let url = format!("http://{home}:{APPLICATION}/healthz");
         let output = self.command("curl").args(["-s", "-i", "--max-time", "5", "--interface", from, &url]).output();
         String::from_utf8(output.await.unwrap().stdout).unwrap()
     }
@@ -95,7 +106,7 @@ impl Outside {
 
 /// Answers plain HTTP on every address, with the address that it was called from.
 async fn application() {
-    let listener = TcpListener::bind(("0.0.0.0", APPLICATION)).await.unwrap();
+    let listener = TcpListener::bind(("::", APPLICATION)).await.unwrap();
     tokio::spawn(async move {
         loop {
             let (mut stream, peer) = listener.accept().await.unwrap();
@@ -105,7 +116,7 @@ async fn application() {
                     let Ok(byte) = stream.read_u8().await else { return };
                     request.push(byte);
                 }
-                let body = format!("ok {}", peer.ip());
+                let body = format!("ok {}", peer.ip().to_canonical());
                 let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length";
                 // A client that went away has no use for it.
                 let _ = stream.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
@@ -150,14 +161,7 @@ fn plaintext_to_a_strict_port_is_refused_while_the_mesh_and_probes_come_in() {
         application().await;
         let east = Cluster::start("east").await;
         set(&east, vec![]);
-        let mut config = east.config("cart-1", "cart");
-        config.listeners.inbound = vec!["127.0.0.1:15008".parse().unwrap()];
-        config.listeners.strict = vec!["0.0.0.0:15006".parse().unwrap()];
-        config.capture = Some(CaptureConfig {
-            excluded_users: vec![0],
-            probe_sources: vec![format!("{NODE}/32").parse().unwrap()],
-            ..CaptureConfig::default()
-        });
+        let config = config(&east, 0);
         capture::install(&config).unwrap();
         let server = east.pod_with(config.clone(), "cart").await;
         ready(&server.process).await;
@@ -175,7 +179,12 @@ fn plaintext_to_a_strict_port_is_refused_while_the_mesh_and_probes_come_in() {
         let (cut, ()) = tokio::join!(talking, making_strict);
         assert!(said(&cut).contains("reset") || said(&cut).contains("Broken pipe"), "open before: {}", said(&cut));
         outside.until("plaintext is denied by shop/strict").await;
-        assert!(outside.curl(NODE).await.ends_with(&format!("ok {NODE}")), "the kubelet's probes");
+        let refused = outside.curl(STRANGER6).await;
+        assert!(refused.contains("403") && refused.contains("plaintext is denied by shop/strict"), "{refused}");
+        for node in [NODE, NODE6] {
+            let answer = outside.curl(node).await;
+            assert!(answer.ends_with(&format!("ok {node}")), "the kubelet's probes: {answer}");
+        }
         assert_eq!(meshed().await.status, StatusCode::OK);
         let raw = outside.connected("printf 'PING\\r\\n' >&3; cat <&3").await;
         assert!(!raw.status.success() && said(&raw).contains("reset"), "what is not HTTP: {}", said(&raw));
@@ -196,6 +205,93 @@ fn plaintext_to_a_strict_port_is_refused_while_the_mesh_and_probes_come_in() {
 
         // A dry run is not strict.
         set(&east, vec![AccessPolicy { dry_run: true, ..strict(&[APPLICATION]) }]);
+        outside.until(&format!("ok {STRANGER}")).await;
+        assert!(outside.curl(STRANGER6).await.ends_with(&format!("ok {STRANGER6}")));
+    });
+}
+
+/// A sidecar whose strict listeners take both families.
+fn config(east: &Cluster, user: u32) -> Config {
+    let mut config = east.config("cart-1", "cart");
+    config.listeners.inbound = vec!["127.0.0.1:15008".parse().unwrap()];
+    config.listeners.strict = ["0.0.0.0:15006", "[::]:15006"].map(|address| address.parse().unwrap()).into();
+    config.capture = Some(CaptureConfig {
+        excluded_users: vec![user],
+        probe_sources: [format!("{NODE}/32"), format!("{NODE6}/128")].map(|range| range.parse().unwrap()).into(),
+        ..CaptureConfig::default()
+    });
+    config
+}
+
+/// The program as a user with no privilege but one, ended with the test.
+struct Unprivileged {
+    child: Child,
+    _files: TempDir,
+}
+
+impl Unprivileged {
+    fn start(config: &Config) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let copied = |from: &Path, name: &str| std::fs::copy(from, files.path().join(name)).unwrap();
+        copied(Path::new(env!("CARGO_BIN_EXE_sidecar")), "sidecar");
+        copied(&config.discovery.root_file, "root.crt");
+        copied(&config.discovery.token_file, "token");
+        let at = files.path().display().to_string();
+        let yaml = format!(
+            "runtime: {{ admin: \"127.0.0.1:15020\", health: \"127.0.0.1:15021\" }}
+workload: {{ name: cart-1, addresses: [127.0.0.1] }}
+discovery:
+  addresses: [\"{}\"]
+  trustDomain: {}
+  rootFile: {at}/root.crt
+  tokenFile: {at}/token
+listeners:
+  outbound: [\"127.0.0.1:15001\"]
+  inbound: [\"127.0.0.1:15008\"]
+  strict: [\"0.0.0.0:15006\", \"[::]:15006\"]
+capture: {{ excludedUsers: [{USER}], probeSources: [{NODE}/32, \"{NODE6}/128\"] }}
+stateDirectory: {at}/state
+",
+            config.discovery.addresses[0], config.discovery.trust_domain
+        );
+        std::fs::write(files.path().join("sidecar.yaml"), yaml).unwrap();
+        let user = USER.to_string();
+        run("chown", &["-R", &format!("{user}:{user}"), &at]);
+        let child = std::process::Command::new("setpriv")
+            .args(["--reuid", &user, "--regid", &user, "--clear-groups", "--no-new-privs"])
+            .args(["--inh-caps", "-all,+net_admin", "--ambient-caps", "-all,+net_admin"])
+            .args([&format!("{at}/sidecar"), "--config", &format!("{at}/sidecar.yaml")])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, _files: files }
+    }
+}
+
+impl Drop for Unprivileged {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_user_without_privileges_but_the_one_capability_keeps_strict_ports() {
+    namespace::inside("strict::a_user_without_privileges_but_the_one_capability_keeps_strict_ports", || async {
+        let outside = Outside::link();
+        application().await;
+        let east = Cluster::start("east").await;
+        set(&east, vec![]);
+        let config = config(&east, USER);
+        capture::install(&config).unwrap();
+        let _sidecar = Unprivileged::start(&config);
+        outside.until(&format!("ok {STRANGER}")).await;
+        set(&east, vec![strict(&[APPLICATION])]);
+        outside.until("plaintext is denied by shop/strict").await;
+        assert!(outside.curl(STRANGER6).await.contains("plaintext is denied by shop/strict"));
+        assert!(outside.curl(NODE).await.ends_with(&format!("ok {NODE}")));
+        set(&east, vec![]);
         outside.until(&format!("ok {STRANGER}")).await;
     });
 }
