@@ -112,6 +112,8 @@ const REQUIRED: [(&str, &[&str]); 8] = [
             "a withheld withdrawal",
             "a changed export, identity list or gateway address",
             "a restored old store",
+            "other keys of a known membership, granted with a used token",
+            "other keys of a known membership, granted with a replaced key",
         ],
     ),
     (
@@ -125,6 +127,7 @@ const REQUIRED: [(&str, &[&str]); 8] = [
             "headless addresses in loopback or a victim's range",
             "identities of another cluster in its record",
             "an SNI for exported A with an inner authority of B",
+            "another member's root key in its bundle, before receivers",
         ],
     ),
     (
@@ -135,6 +138,9 @@ const REQUIRED: [(&str, &[&str]); 8] = [
             "a delimiter in a SAN",
             "resumption and early data after a quarantine",
             "live streams after a quarantine",
+            "one client that takes all connections",
+            "a client without a certificate that says too much",
+            "many addresses of one IPv6 network",
         ],
     ),
     (
@@ -167,6 +173,9 @@ const REQUIRED: [(&str, &[&str]); 8] = [
             "an evicted member in a restored store",
             "a root of the federation planted in the store",
             "a changed audit record",
+            "another member's root key in a bundle",
+            "a member that pushes out the audit record",
+            "a quarantine that a cut off replica does not hear",
         ],
     ),
 ];
