@@ -137,8 +137,8 @@ impl Plane {
                 }
             };
             let Some(event) = event else { return };
-            confirmed = !matches!(event, TrustEvent::Disconnected { .. });
-            // What is missing at first comes before anything is confirmed.
+            // A watch that is open and has said nothing yet confirms nothing: its first word says what is missing.
+            confirmed = matches!(event, TrustEvent::Update(_));
             confirmations.reset();
             let input = match event {
                 TrustEvent::Connected => {
@@ -313,8 +313,9 @@ impl Plane {
                     self.save(membership).await;
                 }
                 Err(error) => {
-                    warn!(%error, "the member certificate is not renewed, the valid one stays");
-                    self.handle.shared.renewal.send_modify(|renewal| renewal.problem = Some(error.to_string()));
+                    let problem = not_renewed(&error, identity.not_after(), SystemTime::now());
+                    warn!(problem, "the member certificate is not renewed");
+                    self.handle.shared.renewal.send_modify(|renewal| renewal.problem = Some(problem));
                     let left = identity.not_after().and_then(|end| end.duration_since(SystemTime::now()).ok());
                     tokio::time::sleep((left.unwrap_or_default() / 10).max(RENEWAL_RETRY)).await;
                 }
@@ -344,6 +345,15 @@ impl Plane {
     }
 }
 
+/// What an operator is told of a renewal that failed: as long as the certificate is valid it is tried again and nobody has to
+/// do anything; once it has ended no service of the federation knows this cluster any more.
+fn not_renewed(error: &MembershipError, not_after: Option<SystemTime>, now: SystemTime) -> String {
+    if not_after.is_some_and(|end| end > now) {
+        return format!("{error}; the one before is still valid");
+    }
+    format!("it has ended, so nothing of the federation lets this cluster in: join again with a new token ({error})")
+}
+
 /// Zero when half of the life is over.
 fn until_renewal(identity: &Identity) -> Duration {
     let Some(validity) = identity.validity() else { return RENEWAL_RETRY };
@@ -362,4 +372,20 @@ async fn root_gone(identity: &Identity, plane_trust: &TrustStore) {
     }
     let moment = LEAST_RENEWAL.mul_f64(rand::rng().random_range(1.0..2.0));
     tokio::time::sleep(moment).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_has_ended_asks_for_a_new_token_and_one_that_has_not_for_nothing() {
+        let (now, error) = (SystemTime::now(), MembershipError::Unusable("no answer".to_owned()));
+        let say = |end| not_renewed(&error, Some(end), now);
+        let valid = say(now + Duration::from_secs(1));
+        assert!(valid.contains("no answer") && valid.ends_with("the one before is still valid"), "{valid}");
+        let ended = say(now);
+        assert!(ended.contains("no answer") && ended.contains("join again with a new token"), "{ended}");
+        assert_eq!(not_renewed(&error, None, now), ended);
+    }
 }
