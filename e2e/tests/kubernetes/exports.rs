@@ -5,12 +5,13 @@ use e2e::lab::wait;
 use federation_resources::about::ClusterProperty;
 use federation_resources::isthmus::Cluster;
 use federation_resources::mcs::{EndpointSliceObjects, ImportType};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::objects::{SOON, condition, export, import, imports, no_import, service, unexport};
+use crate::objects::{SOON, condition, export, exports, import, imports, no_import, service, unexport};
 use crate::with_lab;
 
 /// The slices of an import, by source cluster.
@@ -190,6 +191,43 @@ fn what_somebody_else_changes_in_an_import_is_put_right() {
         assert_eq!(again.spec.ips, before.spec.ips);
         unexport(east, "tamper", "cart").await;
         no_import(east, "tamper", "cart").await;
+    });
+}
+
+#[test]
+fn what_is_exported_no_more_goes_from_an_import_that_is_there() {
+    with_lab(async |lab| {
+        let [east, west] = lab.clusters.as_slice() else { panic!("two clusters") };
+        let (east, west) = (&east.servers, &west.servers);
+        west.namespace("labels").await.unwrap();
+        service(east, "labels", "cart", 1, json!({})).await;
+        export(east, "labels", "cart").await;
+        for (label, ports) in [("team", 2), ("tier", 1)] {
+            let labels = json!({"team": null, "tier": null, label: "shop"});
+            let patch = Patch::Merge(json!({"spec": {"exportedLabels": labels}}));
+            exports(east, "labels").patch("cart", &PatchParams::default(), &patch).await.unwrap();
+            let both = [
+                json!({"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}),
+                json!({"name": "metrics", "port": 9090, "protocol": "UDP"}),
+            ];
+            let patch = json!({"spec": {"ports": both[..ports]}});
+            let services: Api<Service> = Api::namespaced(east.client.clone(), "labels");
+            services.patch("cart", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+            for servers in [east, west] {
+                let found = import(servers, "labels", "cart", |it| {
+                    let labels = it.metadata.labels.as_ref();
+                    let exported = |name| labels.is_some_and(|labels| labels.contains_key(name));
+                    ["team", "tier"].into_iter().all(|name| exported(name) == (name == label))
+                        && it.spec.ports.len() == ports
+                })
+                .await;
+                let owners = found.metadata.managed_fields.unwrap();
+                let spec = owners.iter().filter(|owner| owner.subresource.is_none());
+                assert_eq!(spec.count(), 1, "{owners:?}");
+            }
+        }
+        unexport(east, "labels", "cart").await;
+        no_import(west, "labels", "cart").await;
     });
 }
 

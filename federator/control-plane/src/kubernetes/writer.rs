@@ -9,8 +9,11 @@
 //!
 //! One task owns the state; a key is worked on once at a time, with everything that came meanwhile. Nothing is written
 //! before everything that is there was listed, and nothing is removed before the federation's first full state. Where many
-//! services change at once their imports come first, since clients wait for these, then slices, statuses and events.
+//! services change at once the imports of what others export come first, since clients wait for these. All else follows when the
+//! burst has ebbed away: an API server that is busy with it takes as much longer for the imports. So do the imports of the
+//! own exports, whose API server has the exports themselves to take.
 
+mod burst;
 mod clusters;
 mod events;
 mod plan;
@@ -34,6 +37,7 @@ use tracing::{debug, error, warn};
 
 use super::FIELD_MANAGER;
 use crate::snapshot::Snapshot;
+use burst::Burst;
 use plan::{Done, Plan};
 use present::{Observation, Present};
 
@@ -82,6 +86,7 @@ struct State {
     dirty: BTreeSet<Key>,
     /// Keys whose imports are right: the rest of their work waits for the imports of others.
     rest: BTreeSet<Key>,
+    burst: Burst,
     busy: BTreeSet<Key>,
     failed: BTreeMap<Key, u32>,
     retries: BTreeSet<(Instant, Key)>,
@@ -113,14 +118,15 @@ impl Writer {
             present: Present::default(),
             dirty: BTreeSet::new(),
             rest: BTreeSet::new(),
+            burst: Burst::default(),
             busy: BTreeSet::new(),
             failed: BTreeMap::new(),
             retries: BTreeSet::new(),
         };
         let mut work: JoinSet<(Key, Done)> = JoinSet::new();
         loop {
-            state.start(&mut work, &self);
-            let due = state.retries.first().map(|(due, _)| *due);
+            let held = state.start(&mut work, &self);
+            let retry = state.retries.first().map(|(due, _)| *due);
             tokio::select! {
                 changed = self.snapshots.changed() => {
                     if changed.is_err() {
@@ -143,7 +149,8 @@ impl Writer {
                         return;
                     }
                 },
-                () = sleep_until(due) => state.retry(),
+                () = sleep_until(retry) => state.retry(),
+                () = sleep_until(held) => {}
             }
         }
     }
@@ -167,20 +174,21 @@ impl State {
         self.dirty.extend(self.present.take(observation));
     }
 
-    /// Starts work on dirty keys, as far as there is room.
-    fn start(&mut self, work: &mut JoinSet<(Key, Done)>, writer: &Writer) {
+    /// Starts work on dirty keys, as far as there is room. Returns until when the rest waits for a burst to ebb away.
+    fn start(&mut self, work: &mut JoinSet<(Key, Done)>, writer: &Writer) -> Option<Instant> {
         if self.snapshot.revision == 0 || !self.present.is_listed() {
-            return;
+            return None;
         }
         let now = SystemTime::now();
         let (mut waiting, mut waiting_rest) = (BTreeSet::new(), BTreeSet::new());
+        let mut held = None;
         while work.len() < CONCURRENCY {
-            let (key, first) = match self.dirty.pop_first() {
-                Some(key) => (key, true),
-                None => match self.rest.pop_first() {
-                    Some(key) => (key, false),
-                    None => break,
-                },
+            let (key, first) = match self.next() {
+                Ok(next) => next,
+                Err(until) => {
+                    held = until;
+                    break;
+                }
             };
             if self.busy.contains(&key) {
                 let later = if first { &mut waiting } else { &mut waiting_rest };
@@ -191,6 +199,11 @@ impl State {
             let plan = if first {
                 self.rest.insert(key.clone());
                 let Some(plan) = plan.import_alone() else { continue };
+                let now = Instant::now();
+                self.burst.import(now);
+                if plan.is_own() && self.burst.holds_until(now).is_some() {
+                    continue;
+                }
                 plan
             } else {
                 plan
@@ -204,6 +217,21 @@ impl State {
         }
         self.dirty.extend(waiting);
         self.rest.extend(waiting_rest);
+        held
+    }
+
+    /// The next key, and whether it is its import's turn. Without any: until when the rest is held, if it is.
+    fn next(&mut self) -> Result<(Key, bool), Option<Instant>> {
+        if let Some(key) = self.dirty.pop_first() {
+            return Ok((key, true));
+        }
+        if self.rest.is_empty() {
+            return Err(None);
+        }
+        match self.burst.holds_until(Instant::now()) {
+            Some(until) => Err(Some(until)),
+            None => self.rest.pop_first().map(|key| (key, false)).ok_or(None),
+        }
     }
 
     fn finish(&mut self, key: Key, done: Done) {
