@@ -31,8 +31,9 @@
 //! 6. Overload is shed early: requests, connections, queries and sessions are bounded, and one too many is told so.
 //! 7. No lock is held across an await; every task belongs to the sidecar and ends with it.
 //! 8. A service of the own cluster (`….svc.cluster.local`) is called within the cluster and by the cluster's own identities only:
-//!    no gateway, no other cluster, no policy changes that. An endpoint without a sidecar is called as it is, in plaintext; one
-//!    of the clusterset never is.
+//!    no gateway, no other cluster, no policy changes that; failover policies are for imports, so its balancing has its
+//!    defaults. An endpoint without a sidecar is called as it is, in plaintext, and once connected has no sign of life but
+//!    TCP's ([`relay::SocketOptions`]); one of the clusterset never is.
 //! 9. A caller is let in by an export, if it is of the federation, or by an `AccessPolicy` where one names the port; by its
 //!    certificate, never by what it says of itself. Open raw connections are judged again when policies change; plaintext is
 //!    refused where a policy is strict, and left as it is elsewhere.
