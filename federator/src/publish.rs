@@ -196,6 +196,21 @@ impl<S: Store> Publisher<S> {
         Err(StoreError::Unavailable("the replica's copy of the store does not follow it".into()))
     }
 
+    /// Counts an epoch among the cluster's updates: to open a session and leave it, over and over, writes as much to the store.
+    ///
+    /// # Errors
+    /// After which time the next one is allowed.
+    pub(crate) fn charge_epoch(&self, cluster: &ClusterName) -> Result<(), Duration> {
+        let now = Instant::now();
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets.entry(cluster.clone()).or_insert_with(|| Bucket::full(&self.quota, now));
+        if bucket.free(&self.quota, now) == 0 {
+            return Err(bucket.wait(&self.quota, 1));
+        }
+        bucket.take(1);
+        Ok(())
+    }
+
     fn charge(&self, cluster: &ClusterName, writes: usize) {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bucket) = buckets.get_mut(cluster) {

@@ -127,6 +127,11 @@ impl<S: Store> FederationService<S> {
 
     /// What a session may write that asked to publish. One that keeps what is refused for now reads on a full store, too.
     async fn right(&self, cluster: &ClusterName, hello: &Hello) -> Result<Right, Status> {
+        self.shared.publisher.charge_epoch(cluster).map_err(|pause| {
+            Status::resource_exhausted(format!(
+                "updatesPerSecond: {cluster} opens too many sessions: again in {pause:?}"
+            ))
+        })?;
         match self.shared.take_epoch(cluster, None).await {
             Ok(epoch) => Ok(Right::Publishes(epoch)),
             Err(SessionEnd::Store(StoreError::NoSpace(source))) if hello.keeps_refused => {

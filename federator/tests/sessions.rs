@@ -332,6 +332,28 @@ async fn of_two_publishers_that_wait_for_room_the_one_that_came_before_another_l
     assert_eq!(leader.publish(plane.sign("east", 21, &key("a"), &export("a"))).await, Ok(()));
 }
 
+#[tokio::test]
+async fn a_cluster_that_opens_sessions_over_and_over_to_publish_is_told_to_wait() {
+    let plane = Plane::with_quota(Quota { updates_per_second: 1, updates_burst: 3, ..Quota::default() }).await;
+    let open = async |cluster: &str, publisher| {
+        let hello = Hello { versions: vec![1], publisher, ..Hello::default() };
+        let hello = SessionRequest { request: Some(Request::Hello(hello)) };
+        FederationClient::new(plane.channel(cluster)).session(tokio_stream::iter([hello])).await.map(drop)
+    };
+    let mut opened = 0;
+    let refused = loop {
+        match open("east", true).await {
+            Ok(()) => opened += 1,
+            Err(refused) => break refused,
+        }
+        assert!(opened < 100, "each is a write to the store");
+    };
+    assert!(opened >= 3 && refused.code() == tonic::Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().starts_with("updatesPerSecond"), "{refused}");
+    open("east", false).await.unwrap();
+    open("west", true).await.unwrap();
+}
+
 /// A record is refused for now, and taken by itself once there is room.
 async fn publishes_when_there_is_room(plane: &Plane, client: &mut Client, cluster: &str) {
     let results = client.publish_all(vec![plane.sign(cluster, 11, &key("b"), &export("b"))]).await;

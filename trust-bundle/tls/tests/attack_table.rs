@@ -128,6 +128,7 @@ const REQUIRED: [(&str, &[&str]); 8] = [
             "identities of another cluster in its record",
             "an SNI for exported A with an inner authority of B",
             "another member's root key in its bundle, before receivers",
+            "sessions opened over and over, each a write to the store",
         ],
     ),
     (
