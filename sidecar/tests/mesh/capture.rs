@@ -124,8 +124,11 @@ async fn shop() -> Shop {
     Shop { east, _west: west, _server: server, _gateway: gateway, _applications: applications }
 }
 
+/// An application: a user without privileges, and not the sidecar's.
 async fn curl(arguments: &[&str]) -> Output {
-    Command::new("curl").args(["--silent", "--show-error", "--max-time", "10"]).args(arguments).output().await.unwrap()
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "1000", "--regid", "1000", "--clear-groups", "--"]);
+    command.args(["curl", "--silent", "--show-error", "--max-time", "10"]).args(arguments).output().await.unwrap()
 }
 
 async fn page(arguments: &[&str]) -> String {
