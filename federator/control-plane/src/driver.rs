@@ -137,7 +137,6 @@ mod tests {
 
     use std::time::SystemTime;
 
-    use federation_api::trust::v1::WatchResponse;
     use spiffe_identity::Bundle;
 
     use super::*;
@@ -184,7 +183,7 @@ mod tests {
         driver.take_until(then).await;
         assert_eq!((Instant::now() >= then, driver.inputs.len()), (true, 0));
 
-        sender.send(Input::Trust(Box::new(WatchResponse::default()))).await.unwrap();
+        sender.send(Input::Trust(Box::default())).await.unwrap();
         sender.send(Input::TrustConfirmed).await.unwrap();
         let then = Instant::now() + LONGEST_REST;
         driver.take_until(then).await;
