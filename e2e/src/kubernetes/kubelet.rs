@@ -31,7 +31,7 @@ impl Drop for Kubelet {
 
 impl Kubelet {
     /// Makes two nodes, in the zones `<region>a` and `<region>b`, and looks after every pod from now on. Pods get addresses
-    /// of 10.`net`.0.0/16 and the mark of a sidecar.
+    /// of 10.`net`.0.0/16 and fd00:10:`net`::/48, and the mark of a sidecar.
     ///
     /// # Errors
     /// A node cannot be made.
@@ -96,9 +96,10 @@ async fn attend(client: Client, pod: Pod, net: u8, next: Arc<AtomicU32>) -> Resu
     if pod.annotations().get("isthmus.dev/sidecar").is_none() {
         pods.patch(&name, &parameters, &Patch::Merge(mark)).await?;
     }
-    let address = format!("10.{net}.{}.{}", (number >> 8) & 255, number & 255);
+    let addresses =
+        (format!("10.{net}.{}.{}", (number >> 8) & 255, number & 255), format!("fd00:10:{net:x}::{number:x}"));
     let status = json!({"status": {
-        "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+        "phase": "Running", "podIP": addresses.0, "podIPs": [{"ip": addresses.0}, {"ip": addresses.1}],
         "conditions": [{"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}],
     }});
     pods.patch_status(&name, &parameters, &Patch::Strategic(status)).await.map(|_| ())
