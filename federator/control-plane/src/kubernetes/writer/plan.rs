@@ -264,7 +264,7 @@ fn slice_is(there: &EndpointSlice, wanted: &EndpointSlice) -> bool {
         && there.metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty())
 }
 
-/// A new import is created: that costs the API server a fifth of what applying does. From its first change on it is applied.
+/// A new import is created: that costs the API server less than applying it. From its first change on it is applied.
 async fn write_import(
     imports: &Api<ServiceImport>,
     name: &str,
