@@ -20,7 +20,7 @@
 //! - [`cache`] keeps the index equal to the store through one watch; [`publish`] commits; [`liveness`] and [`presence`] are
 //!   who is connected, apart from what exists.
 //! - [`session`] drives one control-plane's stream; [`rpc`] opens them, and `wire` frames what they say as `federation.v1`;
-//!   [`registry`] and [`metrics`] show them to operators.
+//!   [`registry`] and [`metrics`] show them to operators. What they have used and freed `heap` gives back to the system.
 //!
 //! Invariants:
 //! - The caller's cluster comes from its certificate. It can write only records under its own publish key, and only from
@@ -36,6 +36,7 @@ pub mod collect;
 pub mod config;
 pub mod credentials;
 mod debug;
+mod heap;
 pub mod index;
 pub mod liveness;
 pub mod members;

@@ -133,6 +133,11 @@ impl Metrics {
         self.publish_seconds.observe(elapsed.as_secs_f64());
     }
 
+    /// How many records were told so far.
+    pub(crate) fn told_records(&self) -> u64 {
+        self.told.get()
+    }
+
     pub(crate) fn told(&self, records: usize, bytes: usize) {
         self.told.inc_by(u64::try_from(records).unwrap_or(u64::MAX));
         self.told_bytes.inc_by(u64::try_from(bytes).unwrap_or(u64::MAX));

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::cache::Cache;
 use crate::collect;
 use crate::debug::View;
+use crate::heap;
 use crate::liveness::Liveness;
 use crate::members::Members;
 use crate::metrics::Metrics;
@@ -119,6 +120,7 @@ impl Replica {
                     keeper.run(),
                     collect::run(store.clone(), cache.clone(), members, quota, metrics.clone()),
                     view.observe(metrics.clone()),
+                    heap::follow(metrics.clone()),
                 );
             };
             tokio::select! {
