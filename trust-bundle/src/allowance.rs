@@ -61,8 +61,8 @@ const EVERY: Duration = Duration::from_secs(60);
 /// Replicas of one program share an identity; so many of them can renew their certificates three times in the life of one.
 const REPLICAS: u32 = 8;
 
-/// How often each identity has changed something lately. One entry for everybody who ever did: members, services and
-/// operators, whom an operator made. Clones share them.
+/// How often each identity has changed something lately. One entry for everybody who ever did: members and services, whom an
+/// operator made. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Changes {
     allowance: Allowance,

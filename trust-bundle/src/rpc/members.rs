@@ -105,9 +105,13 @@ impl<S: Store> TrustService<S> {
         Ok(RenewCertificateResponse { certificate_chain: bytes(chain), federation_roots: self.roots() })
     }
 
-    /// The caller, who must have a say in the federation and not have changed too much of late.
+    /// The caller, who must have a say in the federation and not have changed too much of late. Operators are not counted: what
+    /// else they may do is recorded without a bound, too.
     fn authorize_change(&self, caller: &Caller) -> Result<SpiffeId, Status> {
         let id = self.authorize(caller)?;
+        if matches!(id.role_in(self.federation()), Some(PlaneRole::Operator { .. })) {
+            return Ok(id);
+        }
         let allowed = self.parts.changes.allow(&id, Instant::now());
         allowed.map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
         Ok(id)

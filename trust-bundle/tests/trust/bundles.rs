@@ -134,6 +134,11 @@ async fn a_member_that_calls_over_and_over_is_told_to_wait_and_others_are_not() 
     let told = west.bundle(11, 2);
     put(&plane, &west, &told).await.unwrap();
     assert_eq!(watcher.update().await.bundles, [told], "it is told what others do as ever");
+    // An operator who waits for a rotation asks over and over.
+    let (operations, csr) = (plane.operations(), new_key_and_csr().unwrap().1);
+    for _ in 0..101 {
+        renew(operations.clone(), csr.clone()).await.unwrap();
+    }
     let audit = plane.audit().await;
     assert!(audit.iter().any(|entry| entry.action == "bundle.put" && entry.refused.contains("too often")));
 }
