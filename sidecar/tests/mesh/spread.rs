@@ -10,10 +10,10 @@ use crate::cluster::{Cluster, HTTP, PATIENCE, host};
 use crate::gateway::Gateway;
 
 const ENDPOINTS: usize = 10;
-const CLIENTS: usize = 50;
+const CLIENTS: usize = 100;
 const REQUESTS: usize = 4_000;
 /// What a request takes at its endpoint: what a busy machine adds now and then is little beside it, and endpoints are alike.
-const WORK: Duration = Duration::from_millis(60);
+const WORK: Duration = Duration::from_millis(200);
 
 async fn calls(client: &mut Client, count: usize) {
     for _ in 0..count {
