@@ -125,13 +125,14 @@ impl Members {
     }
 
     fn take_deny_list(&mut self, signed: &Signed) {
-        match verify_deny_list(&self.root, &self.federation, signed) {
-            Ok(list) if self.deny_list.as_ref().is_some_and(|(known, _)| known.epoch > list.epoch) => {
-                error!(epoch = list.epoch, "trust-bundle went back to an older deny-list: ignored");
-            }
-            Ok(list) => self.deny_list = Some((list, signed.clone())),
-            Err(error) => error!(%error, "trust-bundle gave a deny-list that does not verify: ignored"),
+        let list = match verify_deny_list(&self.root, &self.federation, signed) {
+            Ok(list) => list,
+            Err(error) => return error!(%error, "trust-bundle gave a deny-list that does not verify: ignored"),
+        };
+        if let Some(Err(error)) = self.deny_list.as_ref().map(|(known, _)| list.follows(known)) {
+            return error!(%error, "trust-bundle gave a deny-list that does not follow the known one: ignored");
         }
+        self.deny_list = Some((list, signed.clone()));
     }
 
     /// The whole of it, as it is written to disk and read back through [`apply`](Self::apply).

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use federation::ClusterName;
 use federation_api::record::v1::{Member, Signed};
 use federation_api::trust::v1::{StoredAuthority, WatchResponse};
-use federation_api::verify::{DenyList, VerifiedMember};
+use federation_api::verify::{DenyList, NoSuccessor, VerifiedMember};
 use federation_store::{Entry, Revision, layout};
 use prost::Message;
 use spiffe_identity::{Bundle, PlaneRole, SpiffeId, TrustDomain};
@@ -36,6 +36,8 @@ enum Ignored {
     Older,
     #[error(transparent)]
     Lag(#[from] AuthorityLag),
+    #[error(transparent)]
+    DenyList(#[from] NoSuccessor),
     #[error("generation {0} has left")]
     Left(u64),
 }
@@ -295,8 +297,8 @@ impl TrustState {
             return Ok(false);
         }
         let (envelope, verified) = verifier.stored_deny_list(&entry.value)?;
-        if known.is_some_and(|known| known.verified.epoch > verified.epoch) {
-            return Err(Ignored::Older);
+        if let Some(known) = known {
+            verified.follows(&known.verified)?;
         }
         let evicted = self.members.values().filter(|known| evicts(&verified, &known.verified));
         let evicted: Vec<_> = evicted.map(|known| known.verified.cluster().clone()).collect();

@@ -1,5 +1,6 @@
 //! Who is shut out of the federation, under the membership root.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
@@ -33,7 +34,23 @@ pub enum DenyListError {
     Field(#[from] ConvertError),
 }
 
-/// A verified deny-list. Of two, the one with the higher epoch counts; the caller refuses a lower one.
+/// Why a deny-list does not follow the one in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoSuccessor {
+    /// Of before.
+    #[error("epoch {offered} is older than {in_force}, the one in force")]
+    Older {
+        /// Its epoch.
+        offered: u64,
+        /// That of the list in force.
+        in_force: u64,
+    },
+    /// Both are the membership root's, of one epoch, and shut out others: whoever serves them tells each what it likes.
+    #[error("another list of epoch {0} is in force")]
+    Equivocation(u64),
+}
+
+/// A verified deny-list. Of two, the one with the higher epoch counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DenyList {
     federation: FederationDomain,
@@ -60,6 +77,20 @@ impl DenyList {
             spiffe_ids: BTreeSet::new(),
             evictions: BTreeMap::new(),
             issued: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Whether this list may take the place of the one in force: a later one, or the same again.
+    ///
+    /// # Errors
+    /// [`NoSuccessor`]; the list in force stays.
+    pub fn follows(&self, in_force: &Self) -> Result<(), NoSuccessor> {
+        let same = (&self.clusters, &self.spiffe_ids, &self.evictions)
+            == (&in_force.clusters, &in_force.spiffe_ids, &in_force.evictions);
+        match self.epoch.cmp(&in_force.epoch) {
+            Ordering::Less => Err(NoSuccessor::Older { offered: self.epoch, in_force: in_force.epoch }),
+            Ordering::Equal if !same => Err(NoSuccessor::Equivocation(self.epoch)),
+            Ordering::Equal | Ordering::Greater => Ok(()),
         }
     }
 

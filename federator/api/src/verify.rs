@@ -17,7 +17,7 @@ use crate::record::v1::{self as wire, Signed};
 use crate::signing::{KeyError, PublicKey, Purpose};
 use crate::unix;
 
-pub use crate::deny_list::{DenyList, DenyListError, verify_deny_list};
+pub use crate::deny_list::{DenyList, DenyListError, NoSuccessor, verify_deny_list};
 pub use chain::verify_member;
 pub use chain::{VerifiedDelegation, verify_delegation};
 

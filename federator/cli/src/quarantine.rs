@@ -21,7 +21,8 @@ use crate::time::brief;
 
 /// Between two looks at who has acknowledged.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The last deny-list that was signed here: a service that has gone back to an older one must not make us sign it again.
+/// The last deny-list that was signed here: a service that has gone back to an older one, or that says it took none, must not
+/// make us sign another one of the same epoch.
 const LAST_SIGNED: &str = "deny-list.signed";
 
 /// `-o json` of all three.
@@ -133,9 +134,10 @@ impl Operation {
         list.epoch += 1;
         list.issued = SystemTime::now();
         let signed = root.deny(&list.to_wire());
-        let epoch = operations::put_deny_list(channel.clone(), signed.clone()).await;
-        let epoch = epoch.map_err(|status| self.directory.failed(status))?;
+        // Before anybody sees it: whatever becomes of the call, no other list is signed for this epoch.
         self.directory.write(LAST_SIGNED, signed.encode_to_vec(), 0o644)?;
+        let epoch = operations::put_deny_list(channel.clone(), signed).await;
+        let epoch = epoch.map_err(|status| self.directory.failed(status))?;
         let mut seen = Acknowledgements::default();
         if !wait.no_wait {
             seen = self.acknowledged(&channel, epoch, started + wait.timeout).await?;
@@ -167,7 +169,7 @@ impl Operation {
         if own.epoch > told.epoch {
             let (own, told) = (own.epoch, told.epoch);
             note(&format!(
-                "warning: the trust-bundle has gone back to deny-list {told}, {own} was signed here: going on from that"
+                "warning: the trust-bundle has deny-list {told}, but {own} was signed here: going on from that"
             ));
         }
         Ok(if own.epoch > told.epoch { own } else { told })

@@ -1,12 +1,14 @@
 //! Who is shut out.
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use federation_api::record::v1 as wire;
 use federation_api::signing::MembershipRoot;
-use federation_api::verify::{DenyList, DenyListError, verify_deny_list};
+use federation_api::verify::{DenyList, DenyListError, NoSuccessor, verify_deny_list};
 
 use crate::fixture::{East, east, federation};
+
+const HOUR: Duration = Duration::from_secs(3_600);
 
 fn list() -> DenyList {
     let mut list = DenyList::empty(federation());
@@ -44,6 +46,26 @@ fn it_names_clusters_with_all_their_identities_and_single_identities() {
     let north = "north".parse().unwrap();
     assert!(list.evicts(&north, 6) && list.evicts(&north, 7) && !list.evicts(&north, 8));
     assert!(!list.evicts(&east(), 0));
+}
+
+#[test]
+fn it_follows_an_older_one_and_itself_but_no_other_of_its_epoch() {
+    let changed = |change: fn(&mut DenyList)| {
+        let mut list = list();
+        change(&mut list);
+        list
+    };
+    let (list, older) = (list(), changed(|it| it.epoch = 2));
+    assert_eq!((list.follows(&older), list.follows(&list)), (Ok(()), Ok(())));
+    assert_eq!(older.follows(&list), Err(NoSuccessor::Older { offered: 2, in_force: 3 }));
+    assert_eq!(changed(|it| it.issued += HOUR).follows(&list), Ok(()), "signed again later");
+    let others: [fn(&mut DenyList); 3] =
+        [|it| it.clusters.clear(), |it| it.spiffe_ids.clear(), |it| it.evictions.clear()];
+    for mut other in others.map(changed) {
+        assert_eq!(other.follows(&list), Err(NoSuccessor::Equivocation(3)));
+        other.epoch = 4;
+        assert_eq!(other.follows(&list), Ok(()));
+    }
 }
 
 #[test]

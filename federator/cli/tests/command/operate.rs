@@ -28,6 +28,8 @@ use crate::{Ran, isthmus};
 struct Said {
     deny_list: Option<Signed>,
     put: Vec<Signed>,
+    /// What is put is neither stored nor answered.
+    lost: bool,
     revoked: Vec<String>,
     registered: usize,
     watchers: Vec<Watcher>,
@@ -178,7 +180,7 @@ async fn a_service_that_goes_back_to_an_older_deny_list_is_not_followed() {
     assert_eq!(puppet.run(&["quarantine", "east", "--no-wait"]).await.code, 0);
     puppet.say(|said| said.deny_list = None);
     let ran = puppet.run(&["quarantine", "west", "--no-wait"]).await;
-    assert!(ran.code == 0 && ran.stderr.contains("gone back to deny-list 0, 1 was signed here"), "{ran:?}");
+    assert!(ran.code == 0 && ran.stderr.contains("has deny-list 0, but 1 was signed here"), "{ran:?}");
     let list = puppet.last_put();
     assert!(
         list.epoch == 2 && list.quarantines(&"east".parse().unwrap()) && list.quarantines(&"west".parse().unwrap())
@@ -187,6 +189,21 @@ async fn a_service_that_goes_back_to_an_older_deny_list_is_not_followed() {
     puppet.say(|said| said.deny_list = Some(MembershipRoot::generate().unwrap().deny(&list.to_wire())));
     let ran = puppet.run(&["release", "west", "--no-wait"]).await;
     assert!(ran.code == 1 && ran.stderr.contains("is not believed"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn no_epoch_gets_a_second_deny_list_when_the_service_says_it_took_none() {
+    let puppet = Puppet::start().await;
+    puppet.say(|said| said.lost = true);
+    let ran = puppet.run(&["quarantine", "east", "--no-wait"]).await;
+    assert!(ran.code != 0 && ran.stderr.contains("lost"), "{ran:?}");
+    let kept = puppet.last_put();
+    puppet.say(|said| said.lost = false);
+    let ran = puppet.run(&["quarantine", "west", "--no-wait"]).await;
+    assert!(ran.code == 0 && ran.stderr.contains("has deny-list 0, but 1 was signed here"), "{ran:?}");
+    let list = puppet.last_put();
+    assert_eq!(list.follows(&kept), Ok(()));
+    assert!(list.epoch == 2 && ["east", "west"].iter().all(|it| list.quarantines(&it.parse().unwrap())), "{list:?}");
 }
 
 #[tokio::test]
@@ -245,10 +262,12 @@ impl Operations for Puppet {
         request: Request<PutDenyListRequest>,
     ) -> Result<Response<PutDenyListResponse>, Status> {
         let signed = request.into_inner().deny_list.unwrap();
-        self.say(|said| {
-            said.deny_list = Some(signed.clone());
-            said.put.push(signed);
-        });
+        let mut said = self.said.lock().unwrap();
+        said.put.push(signed.clone());
+        if said.lost {
+            return Err(Status::unavailable("the deny-list was lost"));
+        }
+        said.deny_list = Some(signed);
         Ok(Response::new(PutDenyListResponse { epoch: 1_000 }))
     }
 

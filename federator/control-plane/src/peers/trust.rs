@@ -110,9 +110,7 @@ impl PeerTrust {
 
     fn apply_deny_list(&mut self, root: &PublicKey, signed: &Signed) -> Result<(), String> {
         let list = verify_deny_list(root, &self.federation, signed).map_err(|error| error.to_string())?;
-        if list.epoch < self.deny_list.epoch {
-            return Err(format!("epoch {} is older than {}, the one in force", list.epoch, self.deny_list.epoch));
-        }
+        list.follows(&self.deny_list).map_err(|error| error.to_string())?;
         self.members.retain(|cluster, member| !list.evicts(cluster, member.verified.generation()));
         self.bundles.retain(|cluster, bundle| !list.evicts(cluster, bundle.position.0));
         self.deny_list = list;

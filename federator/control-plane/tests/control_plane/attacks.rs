@@ -141,6 +141,33 @@ fn a_hub_that_goes_back_to_an_old_store_brings_nothing_back() {
 }
 
 #[test]
+fn a_hub_that_has_two_deny_lists_of_one_epoch_cannot_change_from_one_to_the_other() {
+    let mut east = East::new();
+    let mut west = east.meet("west");
+    let export = west.export(CART, |_| {});
+    east.take(vec![export]);
+    let mut list = DenyList::empty(federation());
+    list.epoch = 2;
+    list.clusters.insert(cluster("west"));
+    let deny = |east: &East, list: &DenyList| WatchResponse {
+        deny_list: Some(east.root.deny(&list.to_wire())),
+        ..WatchResponse::default()
+    };
+    for _ in 0..2 {
+        let quarantine = deny(&east, &list);
+        assert_eq!(east.hear(quarantine), Vec::<String>::new(), "the same again is no other list");
+    }
+    list.clusters.clear();
+    let other = deny(&east, &list);
+    assert!(east.hear(other)[0].contains("another list of epoch 2"), "a quarantine was lifted without a later list");
+    assert!(east.cart().is_none());
+    list.epoch = 3;
+    let release = deny(&east, &list);
+    assert_eq!(east.hear(release), Vec::<String>::new());
+    assert!(east.cart().is_some());
+}
+
+#[test]
 fn a_hub_that_invents_a_member_or_a_quarantine_is_not_believed() {
     let mut east = East::new();
     let other = MembershipRoot::generate().unwrap();
