@@ -3,6 +3,8 @@
 
 #[path = "scenarios/etcd.rs"]
 mod etcd;
+#[path = "scenarios/headless.rs"]
+mod headless;
 #[path = "scenarios/stage.rs"]
 mod stage;
 

@@ -60,7 +60,8 @@ fn a_gateways_connections_follow_the_weights_that_pods_are_annotated_with() {
     let zones: Vec<_> = service.zones().iter().map(|zone| (zone.total, zone.ready)).collect();
     assert_eq!(zones, [(10, 10)]);
 
-    let resource = resources::route(&service, "east.mesh.example").unwrap();
+    let routes = resources::routes(&service, &"east".parse().unwrap(), "east.mesh.example");
+    let [resource] = routes.values().collect::<Vec<_>>()[..] else { panic!("{routes:?}") };
     let Some(Resource::Route(route)) = &resource.resource else { panic!("{resource:?}") };
     let routes = Routes::new("east".parse().unwrap());
     assert_eq!(routes.apply([RouteChange::Set(route)]), []);

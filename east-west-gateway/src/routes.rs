@@ -56,10 +56,10 @@ pub enum RouteError {
     },
 }
 
-/// An exported service and where its connections may go.
+/// An exported service, or an endpoint of a headless one, and where its connections may go.
 #[derive(Debug)]
 pub struct ServiceRoute {
-    /// The service.
+    /// The service, or the endpoint.
     pub host: ServiceHost,
     /// The exported ports.
     pub ports: Vec<u16>,
@@ -69,10 +69,12 @@ pub struct ServiceRoute {
 }
 
 impl ServiceRoute {
-    /// Reads a resource that takes the place of the one in the table.
+    /// Reads a resource that takes the place of the one in the table. A new endpoint of a headless service counts its connections
+    /// with the service's.
     fn replace(route: &wire::Route, table: &Table) -> Result<Self, RouteError> {
         let host: ServiceHost = route.host.parse()?;
-        Self::read(route, table.get(host.to_string().as_str()).map(Arc::as_ref))
+        let of = |host: &ServiceHost| table.get(host.to_string().as_str()).map(Arc::as_ref);
+        Self::read(route, of(&host).or_else(|| of(&host.service().host())))
     }
 
     /// Reads a resource; endpoints that were there before keep their count of connections and what is known of them.

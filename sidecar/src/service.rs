@@ -135,7 +135,14 @@ impl TryFrom<wire::Service> for Service {
                 let cluster = Cluster::try_from(cluster).and_then(|cluster| cluster.of(&host));
                 cluster.map_err(|error| error.within(&format!("clusters[{place}]")))
             })
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<Cluster>, _>>()?;
+        if let MeshHost::ClusterSet(clusterset) = &host
+            && let Some((cluster, _)) = clusterset.endpoint()
+            && let Some(place) = clusters.iter().position(|it| it.name != *cluster)
+        {
+            let problem = format!("{} has no endpoint {host}", clusters[place].name);
+            return Err(ResourceError::new(format!("clusters[{place}].cluster"), problem));
+        }
         Ok(Self {
             headless: wire.r#type == i32::from(record::ServiceType::Headless),
             id,
@@ -408,6 +415,17 @@ mod tests {
         assert_eq!((service.host.is_local(), &service.clusters[0].endpoints[0].reach), (true, &plain));
         wire.clusters[0].endpoints[0].targets = [(80, 70_000)].into();
         assert!(Service::try_from(wire).unwrap_err().to_string().contains("endpoints[0].targets: "));
+    }
+
+    #[test]
+    fn an_endpoint_is_one_clusters_alone() {
+        let mut wire = wire_service();
+        wire.host = "cart-1.east.cart.shop.svc.clusterset.local".to_owned();
+        let service = Service::try_from(wire.clone()).unwrap();
+        assert_eq!((service.id.to_string(), service.host.label()), ("shop/cart".to_owned(), "shop/cart".to_owned()));
+        wire.clusters[0].cluster = "west".to_owned();
+        let error = Service::try_from(wire).unwrap_err().to_string();
+        assert_eq!(error, "clusters[0].cluster: west has no endpoint cart-1.east.cart.shop.svc.clusterset.local");
     }
 
     #[test]

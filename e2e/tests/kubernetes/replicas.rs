@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use e2e::kubernetes::READY;
+use e2e::kubernetes::{ApiServers, READY};
 use e2e::lab::wait;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::Api;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, PostParams};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::objects::{SOON, condition, export, import, imports, no_import, service, unexport, written};
@@ -91,6 +96,91 @@ fn addresses_outlive_the_state_of_the_control_plane() {
         unexport(&cluster.servers, "lost", "cart").await;
         no_import(&cluster.servers, "lost", "cart").await;
     });
+}
+
+#[test]
+fn the_address_of_a_remote_endpoint_outlives_the_state_of_the_control_plane() {
+    with_lab(async |mut lab| {
+        let state = lab.directory().join("east/state/local.json");
+        let west = &lab.clusters[1].servers;
+        stateful(west, "standing", "db").await;
+        export(west, "standing", "db").await;
+        let cluster = &mut lab.clusters[0];
+        cluster.servers.namespace("standing").await.unwrap();
+        let slices: Api<EndpointSlice> = Api::namespaced(cluster.servers.client.clone(), "standing");
+        let first = stand_in(&slices).await;
+        assert!(first.1.starts_with("241."), "{first:?}");
+        cluster.control_plane.stop().await;
+        std::fs::remove_file(state).unwrap();
+        // Not the address that the name alone would lead to.
+        let other = "241.0.88.88";
+        let change = kube::api::Patch::Json::<()>(
+            serde_json::from_value(json!([
+                {"op": "replace", "path": "/endpoints/0/addresses/0", "value": other},
+            ]))
+            .unwrap(),
+        );
+        slices.patch(&first.0, &Default::default(), &change).await.unwrap();
+        cluster.control_plane.restart().unwrap();
+        cluster.control_plane.ready(READY).await.unwrap();
+        settled(&cluster.servers.client).await;
+        assert_eq!(stand_in(&slices).await.1, other);
+    });
+}
+
+/// A headless Service with one named endpoint, whose pod has a sidecar.
+async fn stateful(servers: &ApiServers, namespace: &str, name: &str) {
+    servers.namespace(namespace).await.unwrap();
+    let pod = json!({
+        "metadata": {"name": format!("{name}-0"), "annotations": {"isthmus.dev/sidecar": "true"}},
+        "spec": {"containers": [{"name": "app", "image": "none"}]},
+    });
+    let service = json!({
+        "metadata": {"name": name}, "spec": {
+            "clusterIP": "None", "ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"],
+            "ports": [{"name": "sql", "port": 5432}],
+        },
+    });
+    let slice = json!({
+        "metadata": {"name": format!("{name}-x"), "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{"name": "sql", "port": 5432}],
+        "endpoints": [{
+            "addresses": ["10.9.0.1"], "hostname": format!("{name}-0"), "conditions": {"ready": true},
+            "targetRef": {"kind": "Pod", "namespace": namespace, "name": format!("{name}-0")},
+        }],
+    });
+    create::<Pod>(servers, namespace, pod).await;
+    create::<Service>(servers, namespace, service).await;
+    create::<EndpointSlice>(servers, namespace, slice).await;
+}
+
+async fn create<K>(servers: &ApiServers, namespace: &str, object: serde_json::Value)
+where
+    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Serialize + DeserializeOwned,
+    K: std::fmt::Debug,
+{
+    let objects: Api<K> = Api::namespaced(servers.client.clone(), namespace);
+    let object: K = serde_json::from_value(object).unwrap();
+    // The account that pods have by default comes a moment after its namespace.
+    let parameters = PostParams::default();
+    wait::until("the API server takes it", SOON, || objects.create(&parameters, &object)).await.unwrap();
+}
+
+/// The slice that tells of west's only endpoint, and the address in it.
+async fn stand_in(slices: &Api<EndpointSlice>) -> (String, String) {
+    let labels = ListParams::default().labels("multicluster.kubernetes.io/source-cluster=west");
+    wait::until("a slice of west's", SOON, || async {
+        let listed = slices.list(&labels).await.map_err(|error| error.to_string())?;
+        let slice = listed.items.first().ok_or("none")?;
+        let endpoint = slice.endpoints.iter().flatten().next().ok_or("no endpoint")?;
+        if endpoint.hostname.as_deref() != Some("db-0") {
+            return Err(format!("{endpoint:?}"));
+        }
+        Ok((slice.metadata.name.clone().unwrap_or_default(), endpoint.addresses[0].clone()))
+    })
+    .await
+    .unwrap()
 }
 
 async fn holder(client: &kube::Client) -> Result<String, String> {

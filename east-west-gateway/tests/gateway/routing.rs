@@ -7,6 +7,7 @@ use std::{
 
 use east_west_gateway::routes::{RouteChange, RouteError};
 use federation::slot;
+use federation_api::discovery::v1 as wire;
 use rustls::AlertDescription;
 use socket2::{Domain, Socket, Type};
 
@@ -27,6 +28,44 @@ async fn a_session_goes_end_to_end_by_each_form_of_the_name() {
         assert_eq!(mesh_tls::peer_id(tls).unwrap().to_string(), "spiffe://east.mesh.example/ns/shop/sa/echo-1");
     }
     assert_eq!(echo.accepted(), 4);
+}
+
+#[tokio::test]
+async fn an_endpoint_of_a_headless_service_is_reached_by_its_own_name_and_no_other_takes_its_place() {
+    let authority = Authority::new();
+    let [first, second] = [Endpoint::start(&authority, "echo-1").await, Endpoint::start(&authority, "echo-2").await];
+    let gateway = Running::start(&[first.wire("eu-1"), second.wire("eu-1")]).await;
+    let own = |label: &str, endpoint| wire::Route { host: format!("{label}.east.{HOST}"), ..route(&[endpoint]) };
+    let routes = [own("echo-1", first.wire("eu-1")), own("echo-2", second.wire("eu-1"))];
+    assert_eq!(gateway.routes.apply(routes.iter().map(RouteChange::Set)), []);
+    for (label, endpoint) in [("echo-1", &first), ("echo-2", &second)] {
+        for subset in ["", "c-east", "c-east.e-1", "c-east.e-2"] {
+            let name = format!("outbound_.8080_.{subset}_.{label}.east.{HOST}");
+            assert_eq!(gateway.session(&authority, &name).await.unwrap().id, endpoint.id, "{name}");
+        }
+    }
+    let name = |label: &str, cluster: &str| format!("outbound_.8080_.c-east_.{label}.{cluster}.{HOST}");
+    let gone = wire::Endpoint { ready: false, ..first.wire("eu-1") };
+    assert_eq!(gateway.routes.apply([RouteChange::Set(&own("echo-1", gone))]), []);
+    assert_eq!(
+        gateway.session(&authority, &name("echo-1", "east")).await.err(),
+        Some(Some(AlertDescription::InternalError))
+    );
+    for unknown in [name("echo-3", "east"), name("echo-1", "west")] {
+        let alert = gateway.session(&authority, &unknown).await.err();
+        assert_eq!(alert, Some(Some(AlertDescription::UnrecognisedName)), "{unknown}");
+    }
+
+    // All of a service's connections count for it, whatever they are called.
+    let found = |name: &str| gateway.routes.find(name).unwrap().route;
+    let held = gateway.session(&authority, &name_of_second()).await.unwrap();
+    let (whole, one) = (found(&format!("outbound_.8080_._.{HOST}")), found(&name_of_second()));
+    assert_eq!((whole.connections(), one.connections()), (1, 1));
+    drop(held);
+}
+
+fn name_of_second() -> String {
+    format!("outbound_.8080_.c-east_.echo-2.east.{HOST}")
 }
 
 #[tokio::test]

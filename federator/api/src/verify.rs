@@ -12,7 +12,7 @@ use federation::{ClusterName, FederationDomain, RecordKey};
 use prost::Message as _;
 
 use crate::convert::{ConvertError, shown};
-use crate::payload::{Payload, Slice};
+use crate::payload::Payload;
 use crate::record::v1::{self as wire, Signed};
 use crate::signing::{KeyError, PublicKey, Purpose};
 use crate::unix;
@@ -304,31 +304,12 @@ impl VerifiedMember {
                 let (gateways, refused) = self.delegation.clamp_gateways(gateways);
                 (Payload::Gateways(gateways), refused)
             }
-            Payload::Slice(slice) => {
-                let (slice, refused) = self.clamp_slice(slice);
-                (Payload::Slice(slice), refused)
-            }
             Payload::Bundle { trust_domain, .. } if trust_domain != self.federation.trust_domain(&self.cluster) => {
                 return Err(RecordError::TrustDomain(shown(&trust_domain)));
             }
-            Payload::Bundle { .. } | Payload::Heads(_) | Payload::Withdrawal | Payload::Unknown => {
+            Payload::Slice(_) | Payload::Bundle { .. } | Payload::Heads(_) | Payload::Withdrawal | Payload::Unknown => {
                 (payload, Vec::new())
             }
         })
-    }
-
-    /// An endpoint keeps its name when its addresses are not delegated: only a flat network makes use of them.
-    fn clamp_slice(&self, mut slice: Slice) -> (Slice, Vec<Overreach>) {
-        let mut refused = Vec::new();
-        for endpoint in &mut slice.endpoints {
-            endpoint.addresses.retain(|address| {
-                let allowed = self.delegation.allows_address(*address);
-                if !allowed {
-                    refused.push(Overreach::Address { gateway: slice.name.clone(), address: *address });
-                }
-                allowed
-            });
-        }
-        (slice, refused)
     }
 }

@@ -26,6 +26,8 @@
 //! - A membership that its member ended, or that a later one replaced, is not brought back by an old word.
 //! - A namespace that opts its own Services in ([`local`]) changes what this cluster's sidecars are told, and nothing else: no
 //!   record, route, import or name speaks of `cluster.local`.
+//! - Pod addresses of other clusters are never handed on: what stands for a headless endpoint is an address of this cluster's own
+//!   range ([`vips`]), and its pod's address is no more than a label.
 //! - Sequences and other clusters' records are on disk before they are said or acknowledged.
 
 pub mod admin;

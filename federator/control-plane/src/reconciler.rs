@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use federation::capacity::CapacityReporter;
 use federation::delegation::Delegation;
-use federation::{ClusterName, FederationDomain, Gateway, Namespace, RecordKey, ServiceId, ZoneCapacity};
+use federation::{ClusterName, FederationDomain, Gateway, Namespace, RecordKey, ServiceHost, ServiceId, ZoneCapacity};
 use federation_api::client::federation::SessionCursor;
 use federation_api::federation::v1::{ClusterLiveness, PublishResult};
 use federation_api::payload::Payload;
@@ -208,9 +208,9 @@ pub struct Reconciler {
     vips: VipAllocator,
     views: BTreeMap<ServiceId, Arc<ServiceView>>,
     exports: BTreeMap<ServiceId, Arc<ExportView>>,
-    routes: BTreeMap<ServiceId, Arc<federation_api::discovery::v1::Resource>>,
+    routes: BTreeMap<ServiceHost, Arc<federation_api::discovery::v1::Resource>>,
     clusters: BTreeMap<ClusterName, ClusterStatus>,
-    by_vip: Arc<std::collections::HashMap<IpAddr, ServiceId>>,
+    by_vip: Arc<std::collections::HashMap<IpAddr, ServiceHost>>,
     local_services: BTreeMap<ServiceId, Arc<federation_api::discovery::v1::Resource>>,
     by_cluster_ip: Arc<std::collections::HashMap<IpAddr, ServiceId>>,
     local_addresses: Option<Arc<federation_api::discovery::v1::Resource>>,

@@ -4,13 +4,16 @@
 
 mod failover;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use federation::merge::Import;
-use federation::{ClusterName, Gateway, ServiceId, ServiceType};
+use federation::{
+    ClusterName, Gateway, HeadlessEndpoint, HostLabel, Locality, ServiceHost, ServiceId, ServiceType, ZoneCapacity,
+};
 use federation_api::discovery::v1::access_policy::Action;
 use federation_api::discovery::v1::{
     self as wire, Absent, AccessPolicy, AccessRule, Binding, Cluster, Endpoint, LocalServices, Mesh, Remote, Resource,
@@ -48,8 +51,8 @@ pub fn service_name(service: &ServiceId) -> String {
 
 /// `route/<host>`
 #[must_use]
-pub fn route_name(service: &ServiceId) -> String {
-    format!("route/{}", service.host())
+pub fn route_name(host: &ServiceHost) -> String {
+    format!("route/{host}")
 }
 
 /// A host that was asked for by name and is not there.
@@ -101,6 +104,80 @@ fn cluster(import: &Import, view: &ExporterView) -> Cluster {
         headless: if headless { view.headless.iter().map(headless_endpoint).collect() } else { Vec::new() },
         round_trip_us: micros,
     }
+}
+
+/// Each endpoint of a headless service, for the sidecars of those who call it by its own name: a service of its own, in one
+/// cluster. That of another cluster has its stand-in's addresses; the own cluster's is dialled where it is.
+#[must_use]
+pub fn endpoints(import: &Import, clusters: &[ExporterView]) -> BTreeMap<ServiceHost, Arc<Resource>> {
+    if import.service_type != ServiceType::Headless {
+        return BTreeMap::new();
+    }
+    let mut endpoints = BTreeMap::new();
+    for view in clusters.iter().filter(|view| view.trusted) {
+        let host = |label: &HostLabel| import.service.endpoint_host(view.cluster.clone(), label.clone()).ok();
+        let identities =
+            |accounts: &mut dyn Iterator<Item = &String>| identities(&view.trust_domain, &import.service, accounts);
+        let nobody = view.without_endpoints();
+        for (label, same) in by_label(&view.endpoints) {
+            let Some(host) = host(label) else { continue };
+            let identities = identities(&mut same.iter().map(|it| &it.service_account));
+            let only = ExporterView { endpoints: same.into_iter().cloned().collect(), identities, ..nobody.clone() };
+            let resource = one(import, &host, &[], &only);
+            endpoints.insert(host, resource);
+        }
+        for endpoint in view.headless.iter().filter(|_| !view.local) {
+            let Some(host) = endpoint.label().and_then(|label| host(&label)) else { continue };
+            let identities = identities(&mut std::iter::once(&endpoint.service_account));
+            let zones = vec![capacity_of_one(&endpoint.locality, endpoint.ready)];
+            let only = ExporterView { zones, identities, ..nobody.clone() };
+            let resource = one(import, &host, &endpoint.addresses, &only);
+            endpoints.insert(host, resource);
+        }
+    }
+    endpoints
+}
+
+/// The own endpoints of a headless service by what they are called.
+fn by_label(endpoints: &[LocalEndpoint]) -> BTreeMap<&HostLabel, Vec<&LocalEndpoint>> {
+    let mut by_label: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (label, endpoint) in endpoints.iter().flat_map(|it| it.labels.iter().map(move |label| (label, it))) {
+        by_label.entry(label).or_default().push(endpoint);
+    }
+    by_label
+}
+
+fn capacity_of_one(locality: &Locality, ready: bool) -> ZoneCapacity {
+    ZoneCapacity { locality: locality.clone(), total: 1, ready: ready.into() }
+}
+
+/// One endpoint as a service.
+fn one(import: &Import, host: &ServiceHost, addresses: &[IpAddr], only: &ExporterView) -> Arc<Resource> {
+    let content = Service {
+        namespace: import.service.namespace.to_string(),
+        name: import.service.name.to_string(),
+        host: host.to_string(),
+        vips: addresses.iter().map(ToString::to_string).collect(),
+        ports: import.ports.iter().map(|port| (&port.port).into()).collect(),
+        r#type: record::ServiceType::ClusterSetIp.into(),
+        clusters: vec![cluster(import, only)],
+        ..Service::default()
+    };
+    Arc::new(resource(format!("service/{host}"), Content::Service(content)))
+}
+
+/// The SPIFFE IDs that may answer for the service in a trust domain. The names come apart, so that no identity of another
+/// trust domain or namespace can be written down.
+pub(crate) fn identities<'a>(
+    trust_domain: &str,
+    service: &ServiceId,
+    accounts: impl IntoIterator<Item = &'a String>,
+) -> Vec<String> {
+    let all: std::collections::BTreeSet<String> = accounts
+        .into_iter()
+        .filter_map(|account| identity(trust_domain, service.namespace.as_str(), account))
+        .collect();
+    all.into_iter().collect()
 }
 
 /// One of the cluster's own services, as it is, for the sidecars of its callers; `None` unless its namespace has opted in.
@@ -172,7 +249,7 @@ fn endpoint(endpoint: &LocalEndpoint, trust_domain: &str, namespace: &str) -> En
     }
 }
 
-fn headless_endpoint(endpoint: &federation::HeadlessEndpoint) -> record::HeadlessEndpoint {
+fn headless_endpoint(endpoint: &HeadlessEndpoint) -> record::HeadlessEndpoint {
     record::HeadlessEndpoint {
         hostname: endpoint.hostname.clone().unwrap_or_default(),
         addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
@@ -189,19 +266,29 @@ pub fn identity(trust_domain: &str, namespace: &str, service_account: &str) -> O
     SpiffeId::workload(&trust_domain, namespace, service_account).ok().map(|id| id.to_string())
 }
 
-/// An exported service for this cluster's gateways; `None` when it is not exported.
+/// An exported service for this cluster's gateways, and each endpoint of a headless one; none when it is not exported.
 #[must_use]
-pub fn route(local: &LocalService, trust_domain: &str) -> Option<Arc<Resource>> {
-    let (service, _) = local.exported().ok()??;
+pub fn routes(local: &LocalService, own: &ClusterName, trust_domain: &str) -> BTreeMap<ServiceHost, Arc<Resource>> {
+    let Ok(Some((service, _))) = local.exported() else { return BTreeMap::new() };
+    let each = by_label(&local.endpoints).into_iter();
+    let host = |label: &HostLabel| local.id.endpoint_host(own.clone(), label.clone()).ok();
+    let each = each.filter_map(|(label, same)| Some((host(label)?, same)));
+    let hosts = std::iter::once((local.id.host(), local.endpoints.iter().collect())).chain(each);
     let tcp = service.ports.iter().filter(|port| port.protocol == federation::Protocol::Tcp);
-    let content = Route {
-        namespace: local.id.namespace.to_string(),
-        name: local.id.name.to_string(),
-        host: local.id.host().to_string(),
-        ports: tcp.map(|port| port.port.into()).collect(),
-        endpoints: local.endpoints.iter().map(|it| endpoint(it, trust_domain, local.id.namespace.as_str())).collect(),
+    let ports: Vec<u32> = tcp.map(|port| port.port.into()).collect();
+    let namespace = local.id.namespace.as_str();
+    let route = |(host, endpoints): (ServiceHost, Vec<&LocalEndpoint>)| {
+        let content = Route {
+            namespace: namespace.to_owned(),
+            name: local.id.name.to_string(),
+            host: host.to_string(),
+            ports: ports.clone(),
+            endpoints: endpoints.into_iter().map(|it| endpoint(it, trust_domain, namespace)).collect(),
+        };
+        let resource = resource(route_name(&host), Content::Route(content));
+        (host, Arc::new(resource))
     };
-    Some(Arc::new(resource(route_name(&local.id), Content::Route(content))))
+    hosts.map(route).collect()
 }
 
 /// Where another cluster is reached, for this cluster's gateways.

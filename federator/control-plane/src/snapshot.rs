@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use federation::delegation::Delegation;
 use federation::merge::{ConflictReason, Import};
-use federation::{ClusterName, Gateway, HeadlessEndpoint, Namespace, ServiceId, ZoneCapacity};
+use federation::{
+    ClusterName, Gateway, HeadlessEndpoint, Namespace, ServiceHost, ServiceId, ServiceType, ZoneCapacity,
+};
 use federation_api::discovery::v1::Resource;
 use federation_resources::Problem;
 use rustls_pki_types::CertificateDer;
@@ -28,16 +30,16 @@ pub struct Snapshot {
     pub namespaces: Arc<BTreeSet<Namespace>>,
     /// Imported services.
     pub services: BTreeMap<ServiceId, Arc<ServiceView>>,
-    /// Clusterset IPs.
-    pub by_vip: Arc<HashMap<IpAddr, ServiceId>>,
+    /// Clusterset IPs, of services and of endpoints of headless ones.
+    pub by_vip: Arc<HashMap<IpAddr, ServiceHost>>,
     /// The cluster's own services whose namespaces have opted in, for sidecars.
     pub local_services: BTreeMap<ServiceId, Arc<Resource>>,
     /// Their cluster IPs.
     pub by_cluster_ip: Arc<HashMap<IpAddr, ServiceId>>,
     /// Those for sidecars; none where nobody has opted in.
     pub local_addresses: Option<Arc<Resource>>,
-    /// For gateways: exported services.
-    pub routes: BTreeMap<ServiceId, Arc<Resource>>,
+    /// For gateways: exported services, and each endpoint of a headless one.
+    pub routes: BTreeMap<ServiceHost, Arc<Resource>>,
     /// For gateways: where other clusters are reached.
     pub remotes: BTreeMap<ClusterName, Arc<Resource>>,
     /// Roots by trust domain.
@@ -122,6 +124,73 @@ pub struct ServiceView {
     pub clusters: Vec<ExporterView>,
     /// For sidecars.
     pub resource: Arc<Resource>,
+    /// For sidecars: each endpoint of a headless service, by its host.
+    pub endpoints: BTreeMap<ServiceHost, Arc<Resource>>,
+}
+
+impl ExporterView {
+    /// The same without its endpoints.
+    #[must_use]
+    pub fn without_endpoints(&self) -> Self {
+        Self {
+            cluster: self.cluster.clone(),
+            local: self.local,
+            trust_domain: self.trust_domain.clone(),
+            identities: Vec::new(),
+            ports: self.ports.clone(),
+            zones: Vec::new(),
+            gateways: self.gateways.clone(),
+            endpoints: Vec::new(),
+            headless: Vec::new(),
+            suspect: self.suspect,
+            trusted: self.trusted,
+            round_trip: self.round_trip,
+        }
+    }
+
+    /// Whether these endpoints of a headless service have the addresses that they have here.
+    #[must_use]
+    pub fn has_addresses_of(&self, endpoints: &[HeadlessEndpoint]) -> bool {
+        let named = |it: &HeadlessEndpoint| (it.hostname.clone(), it.addresses.clone());
+        self.headless.iter().map(named).eq(endpoints.iter().map(named))
+    }
+}
+
+impl ServiceView {
+    /// One of its exporters.
+    #[must_use]
+    pub fn of(&self, cluster: &ClusterName) -> Option<&ExporterView> {
+        self.clusters.iter().find(|exporter| exporter.cluster == *cluster)
+    }
+
+    /// Its hosts that have addresses here: its own, or other clusters' endpoints.
+    #[must_use]
+    pub fn addressed(&self) -> BTreeSet<ServiceHost> {
+        if self.import.service_type == ServiceType::ClusterSetIP {
+            return BTreeSet::from([self.import.service.host()]);
+        }
+        self.stand_ins().map(|(host, _)| host).collect()
+    }
+
+    /// Which of its hosts each of its addresses here is.
+    pub fn hosts_by_address(&self) -> impl Iterator<Item = (IpAddr, ServiceHost)> {
+        let own = self.vips.iter().map(|address| (*address, self.import.service.host()));
+        own.chain(
+            self.stand_ins()
+                .flat_map(|(host, endpoint)| endpoint.addresses.iter().map(move |address| (*address, host.clone()))),
+        )
+    }
+
+    /// The endpoints of a headless service in other clusters, each with its host.
+    pub fn stand_ins(&self) -> impl Iterator<Item = (ServiceHost, &HeadlessEndpoint)> {
+        let others = self.clusters.iter().filter(|exporter| !exporter.local);
+        others.flat_map(|exporter| {
+            exporter.headless.iter().filter_map(|endpoint| {
+                let host = self.import.service.endpoint_host(exporter.cluster.clone(), endpoint.label()?).ok()?;
+                Some((host, endpoint))
+            })
+        })
+    }
 }
 
 /// One exporter of an imported service.
@@ -143,7 +212,7 @@ pub struct ExporterView {
     pub gateways: Vec<Gateway>,
     /// Whom to dial, for this cluster.
     pub endpoints: Vec<LocalEndpoint>,
-    /// A headless service's endpoints.
+    /// A headless service's endpoints: another cluster's with the addresses that stand for them here.
     pub headless: Vec<HeadlessEndpoint>,
     /// The federation has lost touch with it.
     pub suspect: bool,

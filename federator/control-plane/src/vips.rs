@@ -1,41 +1,47 @@
-//! Clusterset IPs: which imported service has which address in this cluster.
+//! Clusterset IPs: which imported service, and which endpoint of a headless one in another cluster, has which address in this
+//! cluster.
 //!
-//! Pure. An address stays with its service for the import's life, comes back to the same service when that returns
-//! within [`QUARANTINE`], and goes to no other one before: resolvers and connections outlive an import.
+//! Pure. An address stays with its host for the import's life, comes back to the same host when that returns within
+//! [`QUARANTINE`], and goes to no other one before: resolvers and connections outlive an import. Endpoints come and go with
+//! pods, and another cluster says which there are: all of one cluster's have at most an [`ENDPOINT_SHARE`]th of a range,
+//! resting addresses included, and beyond it take over what has rested longest of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
 
-use federation::ServiceId;
 use federation::export::IpFamily;
+use federation::{ClusterName, ServiceHost, ServiceId};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-/// A released address is given to no other service for this long.
+/// A released address is given to no other host for this long.
 pub const QUARANTINE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What part of a range the endpoints of one other cluster may have.
+pub const ENDPOINT_SHARE: u64 = 8;
 
 /// No address is left.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no free address in {range} for {service}")]
+#[error("no free address in {range} for {host}")]
 pub struct Exhausted {
     range: String,
-    service: ServiceId,
+    host: String,
 }
 
-/// Gives addresses to services.
+/// Gives addresses to hosts.
 #[derive(Clone, Debug)]
 pub struct VipAllocator {
     ipv4: Ipv4Net,
     ipv6: Option<Ipv6Net>,
-    assigned: BTreeMap<ServiceId, BTreeMap<IpFamily, IpAddr>>,
+    assigned: BTreeMap<ServiceHost, BTreeMap<IpFamily, IpAddr>>,
     taken: BTreeSet<IpAddr>,
     released: BTreeMap<IpAddr, Released>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Released {
-    service: ServiceId,
+    host: ServiceHost,
     until: SystemTime,
 }
 
@@ -48,6 +54,7 @@ pub struct SavedVips {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct SavedVip {
+    /// `<namespace>/<name>`, or an endpoint's host.
     service: String,
     address: IpAddr,
 }
@@ -62,8 +69,8 @@ struct SavedRelease {
 impl SavedVips {
     /// What imports that are there say, where nothing else was kept.
     #[must_use]
-    pub fn of_imports(addresses: impl IntoIterator<Item = (ServiceId, IpAddr)>) -> Self {
-        let saved = |(service, address): (ServiceId, IpAddr)| SavedVip { service: service.to_string(), address };
+    pub fn of_imports(addresses: impl IntoIterator<Item = (ServiceHost, IpAddr)>) -> Self {
+        let saved = |(host, address): (ServiceHost, IpAddr)| SavedVip { service: kept(&host), address };
         Self { assigned: addresses.into_iter().map(saved).collect(), released: Vec::new() }
     }
 
@@ -81,16 +88,16 @@ impl VipAllocator {
         let mut allocator =
             Self { ipv4, ipv6, assigned: BTreeMap::new(), taken: BTreeSet::new(), released: BTreeMap::new() };
         for SavedVip { service, address } in saved.assigned {
-            let Ok(service) = service.parse::<ServiceId>() else { continue };
+            let Some(host) = of_kept(&service) else { continue };
             if allocator.in_range(address) && allocator.taken.insert(address) {
-                allocator.assigned.entry(service).or_default().insert(family(address), address);
+                allocator.assigned.entry(host).or_default().insert(family(address), address);
             }
         }
         for SavedRelease { service, address, until_unix_seconds } in saved.released {
-            let Ok(service) = service.parse() else { continue };
+            let Some(host) = of_kept(&service) else { continue };
             if allocator.in_range(address) && !allocator.taken.contains(&address) {
                 let until = SystemTime::UNIX_EPOCH + Duration::from_secs(until_unix_seconds.min(1 << 40));
-                allocator.released.insert(address, Released { service, until });
+                allocator.released.insert(address, Released { host, until });
             }
         }
         allocator
@@ -106,11 +113,11 @@ impl VipAllocator {
     /// What to keep on disk.
     #[must_use]
     pub fn saved(&self) -> SavedVips {
-        let assigned = self.assigned.iter().flat_map(|(service, addresses)| {
-            addresses.values().map(|address| SavedVip { service: service.to_string(), address: *address })
+        let assigned = self.assigned.iter().flat_map(|(host, addresses)| {
+            addresses.values().map(|address| SavedVip { service: kept(host), address: *address })
         });
         let released = self.released.iter().map(|(address, released)| SavedRelease {
-            service: released.service.to_string(),
+            service: kept(&released.host),
             address: *address,
             until_unix_seconds: released.until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
         });
@@ -123,17 +130,17 @@ impl VipAllocator {
         family == IpFamily::IPv4 || self.ipv6.is_some()
     }
 
-    /// The service's address of a family, a new one if it has none; `None` when the family is not supported.
+    /// The host's address of a family, a new one if it has none; `None` when the family is not supported.
     ///
     /// # Errors
     /// [`Exhausted`]
     pub fn allocate(
         &mut self,
-        service: &ServiceId,
+        host: &ServiceHost,
         family: IpFamily,
         now: SystemTime,
     ) -> Result<Option<IpAddr>, Exhausted> {
-        if let Some(address) = self.assigned.get(service).and_then(|addresses| addresses.get(&family)) {
+        if let Some(address) = self.assigned.get(host).and_then(|addresses| addresses.get(&family)) {
             return Ok(Some(*address));
         }
         self.released.retain(|_, released| released.until > now);
@@ -141,32 +148,56 @@ impl VipAllocator {
         let own = self
             .released
             .iter()
-            .find(|(address, released)| released.service == *service && self::family(**address) == family);
-        let address = match own {
-            Some((address, _)) => *address,
-            None => self
-                .free(&range, service)
-                .ok_or_else(|| Exhausted { range: range.name.clone(), service: service.clone() })?,
-        };
+            .find(|(address, released)| released.host == *host && self::family(**address) == family)
+            .map(|(address, _)| *address);
+        let address = own.or_else(|| match host.endpoint() {
+            Some((cluster, _)) if self.held(cluster, family) >= (range.size / ENDPOINT_SHARE).max(1) => {
+                self.longest_rested(cluster, family)
+            }
+            _ => self.free(&range, host),
+        });
+        let address = address.ok_or_else(|| Exhausted { range: range.name.clone(), host: kept(host) })?;
         self.released.remove(&address);
         self.taken.insert(address);
-        self.assigned.entry(service.clone()).or_default().insert(family, address);
+        self.assigned.entry(host.clone()).or_default().insert(family, address);
         Ok(Some(address))
     }
 
-    /// The service is imported no longer: its addresses rest. Returns whether it had any.
-    pub fn release(&mut self, service: &ServiceId, now: SystemTime) -> bool {
-        let Some(addresses) = self.assigned.remove(service) else { return false };
-        for address in addresses.into_values() {
-            self.taken.remove(&address);
-            self.released.insert(address, Released { service: service.clone(), until: now + QUARANTINE });
+    /// Only these hosts of a service are imported from now on: the addresses of its others rest. Returns whether there were any.
+    pub fn keep_only(&mut self, service: &ServiceId, hosts: &BTreeSet<ServiceHost>, now: SystemTime) -> bool {
+        let known = self.assigned.range(service.host()..).map(|(host, _)| host);
+        let known = known.take_while(|host| host.service() == service);
+        let gone: Vec<ServiceHost> = known.filter(|host| !hosts.contains(*host)).cloned().collect();
+        for host in &gone {
+            for address in self.assigned.remove(host).unwrap_or_default().into_values() {
+                self.taken.remove(&address);
+                self.released.insert(address, Released { host: host.clone(), until: now + QUARANTINE });
+            }
         }
-        true
+        !gone.is_empty()
     }
 
-    /// Services with addresses.
+    /// Services with addresses, or with endpoints that have some.
     pub fn services(&self) -> impl Iterator<Item = &ServiceId> {
-        self.assigned.keys()
+        self.assigned.keys().map(ServiceHost::service)
+    }
+
+    /// How many addresses of a family the endpoints of a cluster have, resting ones included.
+    fn held(&self, cluster: &ClusterName, family: IpFamily) -> u64 {
+        let assigned =
+            self.assigned.iter().filter(|(host, addresses)| is_of(host, cluster) && addresses.contains_key(&family));
+        (assigned.count() + self.rested(cluster, family).count()) as u64
+    }
+
+    fn longest_rested(&self, cluster: &ClusterName, family: IpFamily) -> Option<IpAddr> {
+        self.rested(cluster, family).min_by_key(|(_, released)| released.until).map(|(address, _)| *address)
+    }
+
+    fn rested(&self, cluster: &ClusterName, family: IpFamily) -> impl Iterator<Item = (&IpAddr, &Released)> {
+        let of = move |(address, released): &(&IpAddr, &Released)| {
+            is_of(&released.host, cluster) && self::family(**address) == family
+        };
+        self.released.iter().filter(of)
     }
 
     fn in_range(&self, address: IpAddr) -> bool {
@@ -192,10 +223,9 @@ impl VipAllocator {
         }
     }
 
-    /// A free address, searched from where the service's name hashes to: after a loss of the state most services get
-    /// what they had.
-    fn free(&self, range: &Range, service: &ServiceId) -> Option<IpAddr> {
-        let start = hash(&service.to_string()) % range.size;
+    /// A free address, searched from where the host's name hashes to: after a loss of the state most hosts get what they had.
+    fn free(&self, range: &Range, host: &ServiceHost) -> Option<IpAddr> {
+        let start = hash(&kept(host)) % range.size;
         let candidates = (0..range.size).map(|step| range.address((start + step) % range.size));
         // Of more candidates than are in use, one is free.
         let used = self.taken.len() + self.released.len() + 1;
@@ -223,6 +253,25 @@ impl Range {
     }
 }
 
+/// A host as it is kept on disk.
+fn kept(host: &ServiceHost) -> String {
+    match host.endpoint() {
+        None => host.service().to_string(),
+        Some(_) => host.to_string(),
+    }
+}
+
+fn of_kept(text: &str) -> Option<ServiceHost> {
+    match text.parse::<ServiceId>() {
+        Ok(service) => Some(service.host()),
+        Err(_) => text.parse().ok(),
+    }
+}
+
+fn is_of(host: &ServiceHost, cluster: &ClusterName) -> bool {
+    host.endpoint().is_some_and(|(of, _)| of == cluster)
+}
+
 fn family(address: IpAddr) -> IpFamily {
     match address {
         IpAddr::V4(_) => IpFamily::IPv4,
@@ -244,8 +293,16 @@ mod tests {
 
     use super::*;
 
-    fn service(number: u8) -> ServiceId {
-        format!("shop/s{number}").parse().unwrap()
+    fn service(number: u8) -> ServiceHost {
+        format!("shop/s{number}").parse::<ServiceId>().unwrap().host()
+    }
+
+    fn endpoint(number: u8) -> ServiceHost {
+        format!("db-{number}.west.db.shop.svc.clusterset.local").parse().unwrap()
+    }
+
+    fn release(vips: &mut VipAllocator, host: &ServiceHost, now: SystemTime) -> bool {
+        vips.keep_only(host.service(), &BTreeSet::new(), now)
     }
 
     fn allocator(range: &str, saved: SavedVips) -> VipAllocator {
@@ -259,7 +316,7 @@ mod tests {
         let first = vips.allocate(&service(1), IpFamily::IPv4, now).unwrap().unwrap();
         assert_eq!(vips.allocate(&service(1), IpFamily::IPv4, now).unwrap(), Some(first));
         assert_eq!(vips.allocate(&service(1), IpFamily::IPv6, now), Ok(None));
-        vips.release(&service(1), now);
+        release(&mut vips, &service(1), now);
         let mut vips = allocator("241.7.0.0/16", vips.saved());
         let later = now + QUARANTINE - Duration::from_secs(1);
         assert_eq!(vips.allocate(&service(1), IpFamily::IPv4, later).unwrap(), Some(first));
@@ -289,10 +346,46 @@ mod tests {
             vips.allocate(&service(number), IpFamily::IPv4, now).unwrap();
         }
         assert!(vips.allocate(&service(9), IpFamily::IPv4, now).is_err());
-        vips.release(&service(0), now);
+        release(&mut vips, &service(0), now);
         let error = vips.allocate(&service(9), IpFamily::IPv4, now).unwrap_err();
         assert_eq!(error.to_string(), "no free address in 241.7.0.0/29 for shop/s9");
         assert!(vips.allocate(&service(9), IpFamily::IPv4, now + QUARANTINE).unwrap().is_some());
+    }
+
+    #[test]
+    fn endpoints_keep_their_addresses_and_those_that_go_leave_the_others() {
+        let now = SystemTime::UNIX_EPOCH + QUARANTINE * 1000;
+        let mut vips = allocator("241.7.0.0/16", SavedVips::default());
+        let addresses = [0, 1].map(|number| vips.allocate(&endpoint(number), IpFamily::IPv4, now).unwrap().unwrap());
+        assert_ne!(addresses[0], addresses[1]);
+        let other = vips.allocate(&service(1), IpFamily::IPv4, now).unwrap();
+        assert!(vips.keep_only(endpoint(0).service(), &BTreeSet::from([endpoint(1)]), now));
+        assert!(!vips.keep_only(endpoint(0).service(), &BTreeSet::from([endpoint(1)]), now), "it is gone already");
+        let mut vips = allocator("241.7.0.0/16", vips.saved());
+        let again = [0, 1].map(|number| vips.allocate(&endpoint(number), IpFamily::IPv4, now).unwrap().unwrap());
+        assert_eq!(again, addresses, "a restarted pod is where it was");
+        assert_eq!(vips.allocate(&service(1), IpFamily::IPv4, now).unwrap(), other);
+    }
+
+    #[test]
+    fn a_cluster_whose_endpoints_never_stay_uses_up_nobody_elses_addresses() {
+        let now = SystemTime::UNIX_EPOCH + QUARANTINE * 1000;
+        let mut vips = allocator("241.7.0.0/25", SavedVips::default());
+        let share = u8::try_from(126 / ENDPOINT_SHARE).unwrap();
+        let mut seen = BTreeSet::new();
+        for number in 0..200 {
+            let later = now + Duration::from_secs(number.into());
+            let address = vips.allocate(&endpoint(number), IpFamily::IPv4, later).unwrap().unwrap();
+            seen.insert(address);
+            vips.keep_only(endpoint(0).service(), &BTreeSet::new(), later);
+        }
+        assert_eq!(seen.len(), usize::from(share), "beyond its share a cluster gets its own oldest ones");
+        for number in 0..share {
+            vips.allocate(&endpoint(number), IpFamily::IPv4, now).unwrap();
+        }
+        let error = vips.allocate(&endpoint(99), IpFamily::IPv4, now).unwrap_err().to_string();
+        assert_eq!(error, "no free address in 241.7.0.0/25 for db-99.west.db.shop.svc.clusterset.local");
+        assert!(vips.allocate(&service(1), IpFamily::IPv4, now).unwrap().is_some());
     }
 
     #[derive(Debug, Clone)]
@@ -319,7 +412,7 @@ mod tests {
             let mut now = SystemTime::UNIX_EPOCH + QUARANTINE * 1000;
             let range = "241.7.0.0/28";
             let mut vips = allocator(range, SavedVips::default());
-            let mut owner: BTreeMap<IpAddr, (ServiceId, Option<SystemTime>)> = BTreeMap::new();
+            let mut owner: BTreeMap<IpAddr, (ServiceHost, Option<SystemTime>)> = BTreeMap::new();
             for step in steps {
                 match step {
                     Step::Allocate(number) => {
@@ -334,7 +427,7 @@ mod tests {
                         owner.insert(address, (service(number), None));
                     }
                     Step::Release(number) => {
-                        if vips.release(&service(number), now) {
+                        if release(&mut vips, &service(number), now) {
                             for (by, released) in owner.values_mut() {
                                 if *by == service(number) && released.is_none() {
                                     *released = Some(now);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::delegation::MAX_CAPACITY;
 use crate::locality::Locality;
-use crate::name::ServiceId;
+use crate::name::{HostLabel, ServiceId};
 
 /// A transport protocol, as in a Kubernetes Service's port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -215,7 +215,7 @@ pub struct Gateway {
 pub struct HeadlessEndpoint {
     /// Its host name; `None`: named by its dashed address.
     pub hostname: Option<String>,
-    /// Its addresses.
+    /// Its addresses in its own cluster: elsewhere they mean nothing, for pod ranges of clusters may overlap.
     pub addresses: Vec<IpAddr>,
     /// Its locality.
     pub locality: Locality,
@@ -223,4 +223,22 @@ pub struct HeadlessEndpoint {
     pub ready: bool,
     /// Its service account.
     pub service_account: String,
+}
+
+impl HeadlessEndpoint {
+    /// What it is called below its cluster: its host name, or its first address with dashes (`10-244-0-52`, `fd00--1`). `None`
+    /// where neither makes a label.
+    #[must_use]
+    pub fn label(&self) -> Option<HostLabel> {
+        match &self.hostname {
+            Some(hostname) => HostLabel::parse(hostname).ok(),
+            None => HostLabel::parse(&dashed(*self.addresses.first()?)).ok(),
+        }
+    }
+}
+
+/// An address as a label: `10-244-0-52`, or `fd00--1`.
+#[must_use]
+pub fn dashed(address: IpAddr) -> String {
+    address.to_string().replace(['.', ':'], "-")
 }

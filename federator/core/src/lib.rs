@@ -29,6 +29,6 @@ pub mod sni;
 
 pub use export::{Export, Gateway, GatewayAddress, HeadlessEndpoint, Port, Protocol, ServiceType, ZoneCapacity};
 pub use locality::Locality;
-pub use name::{ClusterName, FederationDomain, MeshHost, Namespace, ServiceHost, ServiceId, ServiceName};
+pub use name::{ClusterName, FederationDomain, HostLabel, MeshHost, Namespace, ServiceHost, ServiceId, ServiceName};
 pub use record::RecordKey;
 pub use sni::Sni;

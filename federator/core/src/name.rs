@@ -12,6 +12,12 @@ pub const CLUSTERSET_SUFFIX: &str = ".svc.clusterset.local";
 /// The suffix of a service's host name in its own cluster.
 pub const CLUSTER_SUFFIX: &str = ".svc.cluster.local";
 
+/// The most bytes of a TLS server name, which is a host name of RFC 1035 without its last dot.
+const MAX_SERVER_NAME: usize = 253;
+
+/// Bytes that a server name has before its host at most, besides the cluster's name.
+const LONGEST_PREFIX: usize = "outbound_.65535_.c-.e-65535_.".len();
+
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -26,8 +32,8 @@ pub enum NameError {
     /// Not lower-case alphanumeric or '-', or a '-' at an end (RFC 1123).
     #[error("{0:?} is no RFC 1123 label: lower-case letters, digits and inner '-' only")]
     Label(String),
-    /// Not `<name>.<namespace>.svc.clusterset.local`.
-    #[error("{0:?} is not of the form <name>.<namespace>.svc.clusterset.local")]
+    /// Neither `<name>.<namespace>.svc.clusterset.local` nor the host of a headless endpoint below it.
+    #[error("{0:?} is not of the form [<hostname>.<cluster>.]<name>.<namespace>.svc.clusterset.local")]
     Host(String),
     /// Not `<namespace>/<name>`.
     #[error("{0:?} is not of the form <namespace>/<name>")]
@@ -139,6 +145,11 @@ name!(
     check_label
 );
 name!(
+    /// What an endpoint of a headless service is called below its cluster: one label, its host name or its dashed address.
+    HostLabel,
+    check_label
+);
+name!(
     /// The federation's domain, which is also its own trust domain: an RFC 1123 subdomain of at most 190 bytes, so that
     /// `<cluster>.<domain>` stays a trust domain.
     FederationDomain,
@@ -187,7 +198,18 @@ impl ServiceId {
     /// Its clusterset host name.
     #[must_use]
     pub fn host(&self) -> ServiceHost {
-        ServiceHost(self.clone())
+        ServiceHost { service: self.clone(), endpoint: None }
+    }
+
+    /// The host name of one of its endpoints; it is headless.
+    ///
+    /// # Errors
+    /// [`NameError::Length`] where the names are so long together that no [`crate::Sni`] could carry the host.
+    pub fn endpoint_host(&self, cluster: ClusterName, hostname: HostLabel) -> Result<ServiceHost, NameError> {
+        let limit = MAX_SERVER_NAME - LONGEST_PREFIX - cluster.as_str().len();
+        let host = ServiceHost { service: self.clone(), endpoint: Some((cluster, hostname)) };
+        let name = host.to_string();
+        if name.len() > limit { Err(NameError::Length { name, limit }) } else { Ok(host) }
     }
 
     /// Its host name in its own cluster.
@@ -211,47 +233,80 @@ impl FromStr for ServiceId {
     }
 }
 
-/// `<name>.<namespace>.svc.clusterset.local`, compared without case when parsed, a trailing dot ignored.
+/// `<name>.<namespace>.svc.clusterset.local` of a service, or `<hostname>.<cluster>.<name>.<namespace>.svc.clusterset.local` of
+/// one endpoint of a headless one; compared without case when parsed, a trailing dot ignored.
+///
+/// Ordered by service: its own host first, then its endpoints'.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceHost(ServiceId);
+pub struct ServiceHost {
+    service: ServiceId,
+    endpoint: Option<(ClusterName, HostLabel)>,
+}
 
 impl ServiceHost {
     /// The service.
     #[must_use]
     pub fn service(&self) -> &ServiceId {
-        &self.0
+        &self.service
+    }
+
+    /// The endpoint's cluster and its label there; `None`: the host of the whole service.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<(&ClusterName, &HostLabel)> {
+        self.endpoint.as_ref().map(|(cluster, hostname)| (cluster, hostname))
     }
 }
 
 impl fmt::Display for ServiceHost {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}.{}{CLUSTERSET_SUFFIX}", self.0.name, self.0.namespace)
+        if let Some((cluster, hostname)) = &self.endpoint {
+            write!(formatter, "{hostname}.{cluster}.")?;
+        }
+        write!(formatter, "{}.{}{CLUSTERSET_SUFFIX}", self.service.name, self.service.namespace)
     }
 }
 
 impl FromStr for ServiceHost {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        parse_host(text, CLUSTERSET_SUFFIX).map(ServiceHost)
+        let error = || NameError::Host(text.to_owned());
+        let lower = lower_host(text)?;
+        let labels = lower.strip_suffix(CLUSTERSET_SUFFIX).ok_or_else(error)?;
+        let parsed = match labels.split('.').collect::<Vec<_>>()[..] {
+            [name, namespace] => ServiceId::parse_parts(namespace, name).map(|service| service.host()),
+            [hostname, cluster, name, namespace] => ServiceId::parse_parts(namespace, name)
+                .and_then(|service| service.endpoint_host(cluster.parse()?, hostname.parse()?)),
+            _ => return Err(error()),
+        };
+        parsed.map_err(|_| error())
     }
 }
 
-fn parse_host(text: &str, suffix: &str) -> Result<ServiceId, NameError> {
-    let error = || NameError::Host(text.to_owned());
+/// A host name in lower case, without a trailing dot.
+fn lower_host(text: &str) -> Result<String, NameError> {
     if text.len() > 254 {
         return Err(NameError::Length { name: text.chars().take(80).collect(), limit: 254 });
     }
-    let lower = text.to_ascii_lowercase();
-    let lower = lower.strip_suffix('.').unwrap_or(&lower);
-    let (name, namespace) = lower.strip_suffix(suffix).and_then(|rest| rest.split_once('.')).ok_or_else(error)?;
+    let mut lower = text.to_ascii_lowercase();
+    if lower.ends_with('.') {
+        lower.pop();
+    }
+    Ok(lower)
+}
+
+fn parse_local_host(text: &str) -> Result<ServiceId, NameError> {
+    let error = || NameError::Host(text.to_owned());
+    let lower = lower_host(text)?;
+    let (name, namespace) =
+        lower.strip_suffix(CLUSTER_SUFFIX).and_then(|rest| rest.split_once('.')).ok_or_else(error)?;
     ServiceId::parse_parts(namespace, name).map_err(|_| error())
 }
 
-/// A host name that sidecars have sessions for: a service of the clusterset, or one of their own cluster whose namespace has
-/// opted in. Whatever leaves the cluster (exports, routes of gateways, `clusterset.local`'s zone) speaks of [`ServiceHost`] alone.
+/// A host name that sidecars have sessions for: a service of the clusterset (or an endpoint of a headless one), or a service of
+/// their own cluster whose namespace has opted in. Whatever leaves the cluster (exports, routes of gateways, `clusterset.local`'s zone) speaks of [`ServiceHost`] alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MeshHost {
-    /// `<name>.<namespace>.svc.clusterset.local`
+    /// `[<hostname>.<cluster>.]<name>.<namespace>.svc.clusterset.local`
     ClusterSet(ServiceHost),
     /// `<name>.<namespace>.svc.cluster.local`
     Local(ServiceId),
@@ -271,6 +326,18 @@ impl MeshHost {
     #[must_use]
     pub const fn is_local(&self) -> bool {
         matches!(self, Self::Local(_))
+    }
+
+    /// Whether a session for this host is for requests to `asked` too: the name of a headless service stands for each of its
+    /// endpoints.
+    #[must_use]
+    pub fn answers_to(&self, asked: &Self) -> bool {
+        let headless =
+            |(own, asked): (&ServiceHost, &ServiceHost)| asked.endpoint.is_none() && own.service == asked.service;
+        match (self, asked) {
+            (Self::ClusterSet(own), Self::ClusterSet(of)) => own == of || headless((own, of)),
+            _ => self == asked,
+        }
     }
 
     /// For logs and metrics: `<namespace>/<name>` of the clusterset's services, the host name of the own cluster's.
@@ -301,7 +368,7 @@ impl fmt::Display for MeshHost {
 impl FromStr for MeshHost {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        match parse_host(text, CLUSTER_SUFFIX) {
+        match parse_local_host(text) {
             Ok(service) => Ok(Self::Local(service)),
             Err(_) => text.parse().map(Self::ClusterSet),
         }

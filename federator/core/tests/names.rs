@@ -1,6 +1,7 @@
 //! Names and server names: what parses, what does not, and that what parses prints as it was.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use federation::name::NameError;
 use federation::sni::Subset;
 use federation::{ClusterName, FederationDomain, MeshHost, Namespace, RecordKey, ServiceHost, ServiceId, Sni};
 use proptest::prelude::*;
@@ -24,6 +25,63 @@ fn hosts_compare_without_case_and_trailing_dot() {
     for bad in ["shop.default.svc.cluster.local", "shop.svc.clusterset.local", "a.b.c.svc.clusterset.local", "", "."] {
         assert!(bad.parse::<ServiceHost>().is_err(), "{bad}");
     }
+}
+
+#[test]
+fn endpoints_of_headless_services_have_hosts_below_their_services() {
+    let host: ServiceHost = "DB-0.West.db.shop.svc.clusterset.local.".parse().unwrap();
+    assert_eq!(host.to_string(), "db-0.west.db.shop.svc.clusterset.local");
+    let service: ServiceId = "shop/db".parse().unwrap();
+    assert_eq!((host.service(), host.endpoint().unwrap().0.as_str()), (&service, "west"));
+    assert_eq!(service.endpoint_host("west".parse().unwrap(), "db-0".parse().unwrap()), Ok(host.clone()));
+    assert!(service.host() < host && service.host().endpoint().is_none());
+    let sni: Sni = format!("outbound_.5432_.c-west.e-3_.{host}").parse().unwrap();
+    assert_eq!(sni.host, host.clone().into());
+    for bad in ["west.db.shop", "a.b.west.db.shop", "-a.west.db.shop", "a..db.shop", ".west.db.shop", "a.w_t.db.shop"] {
+        assert!(format!("{bad}.svc.clusterset.local").parse::<ServiceHost>().is_err(), "{bad}");
+    }
+    assert!("db-0.west.db.shop.svc.cluster.local".parse::<MeshHost>().is_err());
+
+    let [endpoint, whole]: [MeshHost; 2] = [host.into(), service.host().into()];
+    let other: MeshHost = "db-1.west.db.shop.svc.clusterset.local".parse().unwrap();
+    assert!(
+        endpoint.answers_to(&endpoint) && endpoint.answers_to(&whole),
+        "the service's name stands for each of them"
+    );
+    assert!(
+        !endpoint.answers_to(&other) && !whole.answers_to(&endpoint) && !endpoint.answers_to(&service.local_host())
+    );
+    assert_eq!((endpoint.label(), endpoint.service()), (whole.label(), whole.service()));
+}
+
+#[test]
+fn an_endpoints_host_fits_into_every_server_name() {
+    let (label, cluster) = ("a".repeat(63), ClusterName::parse("eu-central").unwrap());
+    let service: ServiceId = format!("{label}/{label}").parse().unwrap();
+    let host = |bytes: usize| service.endpoint_host(cluster.clone(), "b".repeat(bytes).parse().unwrap());
+    let longest = host(54).unwrap();
+    assert_eq!(longest.to_string().parse(), Ok(longest.clone()));
+    let subset = Subset::Slot(cluster.clone(), u16::MAX);
+    assert_eq!(Sni { port: u16::MAX, subset, host: longest.into() }.to_string().len(), 253);
+    let error = host(55).unwrap_err();
+    let NameError::Length { name, limit: 214 } = &error else { panic!("{error:?}") };
+    assert_eq!(name.parse::<ServiceHost>(), Err(NameError::Host(name.clone())));
+}
+
+#[test]
+fn an_endpoint_is_called_by_its_host_name_or_its_dashed_address() {
+    let endpoint = |hostname: Option<&str>, addresses: &[&str]| federation::HeadlessEndpoint {
+        hostname: hostname.map(str::to_owned),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        locality: federation::Locality::default(),
+        ready: true,
+        service_account: String::new(),
+    };
+    let label = |hostname, addresses: &[&str]| endpoint(hostname, addresses).label().map(|label| label.to_string());
+    assert_eq!(label(Some("db-0"), &["10.0.0.1"]).as_deref(), Some("db-0"));
+    assert_eq!(label(None, &["10.244.0.52", "10.0.0.1"]).as_deref(), Some("10-244-0-52"));
+    assert_eq!(label(None, &["fd00::1"]).as_deref(), Some("fd00--1"));
+    assert_eq!((label(None, &[]), label(None, &["::1"]), label(Some("a.b"), &["10.0.0.1"])), (None, None, None));
 }
 
 #[test]
@@ -108,7 +166,13 @@ proptest! {
         let service = ServiceId::parse_parts(&namespace, &name).unwrap();
         let cluster = ClusterName::parse(&cluster).unwrap();
         let subset = slot.map_or(Subset::Cluster(cluster.clone()), |slot| Subset::Slot(cluster, slot));
-        let host = if port % 2 == 0 { service.host().into() } else { service.local_host() };
+        let host = match port % 3 {
+            0 => service.host().into(),
+            1 => service.local_host(),
+            _ => service
+                .endpoint_host(ClusterName::parse(&name).unwrap(), namespace.parse().unwrap())
+                .map_or_else(|_too_long| service.host().into(), MeshHost::from),
+        };
         let sni = Sni { port, subset, host };
         prop_assert_eq!(sni.to_string().parse::<Sni>().unwrap(), sni.clone());
         prop_assert_eq!(sni.to_string().to_ascii_uppercase().parse::<Sni>().unwrap(), sni);

@@ -188,7 +188,8 @@ impl Session {
             (None, None) => return Err(misdirected("")),
         };
         let host = authority.host().strip_suffix('.').unwrap_or(authority.host());
-        let bound = host.eq_ignore_ascii_case(&self.binding.host_text)
+        let named = || host.parse().is_ok_and(|host| self.binding.host.answers_to(&host));
+        let bound = (host.eq_ignore_ascii_case(&self.binding.host_text) || named())
             && port_of(&authority).is_ok_and(|port| port.is_none_or(|port| port == self.binding.port.port));
         // In its own cluster a service has more names than this one (`cart`, its address, an ingress's), and applications know
         // them; none of them is another service's.

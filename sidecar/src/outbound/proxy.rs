@@ -143,7 +143,7 @@ fn authority_in_tunnel(route: &Route, asked: Option<&str>) -> Result<Authority, 
     })?;
     match destination.name {
         _ if destination.port != route.port => Err(misdirected()),
-        Name::Host(host) if host == route.host => Ok(authority),
+        Name::Host(host) if route.host.answers_to(&host) => Ok(authority),
         Name::Host(_) => Err(misdirected()),
         // An address led here; the service's name is what the other side knows.
         Name::Address(_) => Ok(route.authority().clone()),

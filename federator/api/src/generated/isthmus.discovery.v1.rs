@@ -214,14 +214,16 @@ pub struct TrustBundle {
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
 }
-/// An imported service, for the sidecars of its callers; or one of the cluster's own, which has its own cluster alone.
+/// An imported service, for the sidecars of its callers; or one endpoint of a headless one, or one of the cluster's own, which
+/// both have one cluster alone.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Service {
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// <name>.<namespace>.svc.clusterset.local, or <name>.<namespace>.svc.cluster.local of the cluster's own.
+    /// <name>.<namespace>.svc.clusterset.local, <hostname>.<cluster>.<name>.<namespace>.svc.clusterset.local of an endpoint, or
+    /// <name>.<namespace>.svc.cluster.local of the cluster's own.
     #[prost(string, tag = "3")]
     pub host: ::prost::alloc::string::String,
     /// Clusterset IPs, or the cluster's own, textual; none when headless.
@@ -414,7 +416,7 @@ pub struct Cluster {
     /// The federation has lost touch with it. Moves no traffic by itself.
     #[prost(bool, tag = "8")]
     pub suspect: bool,
-    /// Headless only.
+    /// Headless only. Another cluster's endpoints have the addresses that stand for them in the caller's cluster.
     #[prost(message, repeated, tag = "9")]
     pub headless: ::prost::alloc::vec::Vec<super::super::record::v1::HeadlessEndpoint>,
     /// The control-plane's measured round-trip time to its gateways, microseconds; 0 when not measured.
@@ -446,7 +448,7 @@ pub struct Endpoint {
     #[prost(btree_map = "uint32, uint32", tag = "8")]
     pub targets: ::prost::alloc::collections::BTreeMap<u32, u32>,
 }
-/// An exported service, for this cluster's gateways: where its connections may go.
+/// An exported service, or an endpoint of a headless one, for this cluster's gateways: where its connections may go.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
     #[prost(string, tag = "1")]

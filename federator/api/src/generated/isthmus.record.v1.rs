@@ -30,7 +30,7 @@ pub struct Delegation {
     /// Namespaces that the cluster may export from; "\*" stands for all.
     #[prost(string, repeated, tag = "6")]
     pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// CIDR ranges in which its gateways (and headless or flat-network endpoints) may lie. Empty: anywhere but loopback,
+    /// CIDR ranges in which its gateways may lie. Empty: anywhere but loopback,
     /// link-local, unspecified, multicast and cloud metadata addresses, which must always be named here to be accepted.
     #[prost(string, repeated, tag = "7")]
     pub address_ranges: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -202,7 +202,7 @@ pub struct HeadlessEndpoint {
     /// Empty: named by its dashed address.
     #[prost(string, tag = "1")]
     pub hostname: ::prost::alloc::string::String,
-    /// Textual; meaningful to others only on a flat network.
+    /// Textual. Of the cluster's own network: others name an endpoint without a host name by the first one, and dial none of them.
     #[prost(string, repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "3")]

@@ -326,6 +326,9 @@ pub(crate) struct Import {
     /// Its addresses here.
     #[serde(default)]
     pub(crate) ips: Vec<String>,
+    /// A headless one's endpoints in other clusters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) endpoints: Vec<RemoteEndpoint>,
     /// Its ports.
     #[serde(default)]
     pub(crate) ports: Vec<Port>,
@@ -338,6 +341,17 @@ pub(crate) struct Import {
     /// One sentence for each disagreement.
     #[serde(default)]
     pub(crate) details: Vec<String>,
+}
+
+/// An endpoint of a headless service in another cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RemoteEndpoint {
+    /// Its clusterset name.
+    pub(crate) host: String,
+    /// Its addresses here.
+    pub(crate) ips: Vec<String>,
+    /// Whether it is ready.
+    pub(crate) ready: bool,
 }
 
 /// A port of an import.

@@ -106,6 +106,7 @@ pub(super) fn imports(admin: &Admin) -> Value {
             "host": import.service.host().to_string(),
             "type": import.service_type,
             "ips": view.vips,
+            "endpoints": view.stand_ins().map(stand_in).collect::<Vec<_>>(),
             "ports": import.ports.iter().map(port).collect::<Vec<_>>(),
             "clusters": view.clusters.iter().map(exporter).collect::<Vec<_>>(),
             "conflicts": view.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -113,6 +114,11 @@ pub(super) fn imports(admin: &Admin) -> Value {
         })
     };
     json!({ "imports": snapshot.services.values().map(import).collect::<Vec<_>>() })
+}
+
+/// Another cluster's endpoint of a headless service.
+fn stand_in((host, endpoint): (federation::ServiceHost, &federation::HeadlessEndpoint)) -> Value {
+    json!({ "host": host.to_string(), "ips": endpoint.addresses, "ready": endpoint.ready })
 }
 
 fn exporter(view: &ExporterView) -> Value {

@@ -89,7 +89,7 @@ impl ProxyState {
 
     fn resolve_addresses(&mut self, snapshot: &Snapshot) {
         let host = |address: &IpAddr| match snapshot.by_vip.get(address) {
-            Some(service) => Some(service.host().to_string()),
+            Some(host) => Some(host.to_string()),
             None => snapshot.by_cluster_ip.get(address).map(|service| service.local_host().to_string()),
         };
         self.addresses.retain(|address| match host(address) {
@@ -130,7 +130,10 @@ impl ProxyState {
 
 fn service(snapshot: &Snapshot, host: &str) -> Option<Arc<Resource>> {
     let found = host.parse().ok().and_then(|host| match host {
-        MeshHost::ClusterSet(host) => snapshot.services.get(host.service()).map(|view| &view.resource),
+        MeshHost::ClusterSet(host) => {
+            let view = snapshot.services.get(host.service())?;
+            if host.endpoint().is_some() { view.endpoints.get(&host) } else { Some(&view.resource) }
+        }
         MeshHost::Local(service) => snapshot.local_services.get(&service),
     });
     match found {

@@ -41,7 +41,7 @@ use burst::Burst;
 use plan::{Done, Plan};
 use present::{Observation, Present};
 
-pub use slices::{SERVICE_NAME_LABEL, SLICE_MANAGED_BY, SLICE_MANAGER, SOURCE_CLUSTER_LABEL};
+pub use slices::{HEADLESS_LABEL, SERVICE_NAME_LABEL, SLICE_MANAGED_BY, SLICE_MANAGER, SOURCE_CLUSTER_LABEL};
 
 /// Keys that are worked on at the same time.
 const CONCURRENCY: usize = 32;

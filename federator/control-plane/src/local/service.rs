@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use federation::export::IpFamily;
-use federation::{Export, HeadlessEndpoint, Locality, Port, ServiceId, ServiceType, ZoneCapacity};
+use federation::{
+    ClusterName, Export, HeadlessEndpoint, HostLabel, Locality, Port, ServiceHost, ServiceId, ServiceType, ZoneCapacity,
+};
 use federation_resources::pruned::{Endpoint, EndpointSlice, Service, ServiceExport, ServiceKind};
 
 use super::LocalIndex;
@@ -52,6 +54,15 @@ pub struct LocalEndpoint {
     pub service_account: String,
     /// The number behind each of the service's ports, by the port's name; `None` where the slice leaves it open.
     pub targets: BTreeMap<String, Option<u16>>,
+    /// What it is called below its cluster; of a headless service only.
+    pub labels: BTreeSet<HostLabel>,
+}
+
+impl LocalEndpoint {
+    /// Its own hosts in the clusterset, of the service that it is an endpoint of.
+    pub fn hosts(&self, service: &ServiceId, own: &ClusterName) -> impl Iterator<Item = ServiceHost> {
+        self.labels.iter().filter_map(|label| service.endpoint_host(own.clone(), label.clone()).ok())
+    }
 }
 
 /// Why a ServiceExport exports nothing: the reasons of its condition `Valid=False`.
@@ -76,6 +87,7 @@ impl LocalService {
         let local = addressed && index.opted_in(&id.namespace);
         let mut collected = Collected {
             index,
+            headless,
             first_family: first_family.unwrap_or(IpFamily::IPv4),
             by_pod: BTreeMap::new(),
             without_sidecar: BTreeSet::new(),
@@ -165,6 +177,7 @@ impl LocalService {
 
 struct Collected<'a> {
     index: &'a LocalIndex,
+    headless: bool,
     first_family: IpFamily,
     by_pod: BTreeMap<String, LocalEndpoint>,
     without_sidecar: BTreeSet<String>,
@@ -181,32 +194,34 @@ impl Collected<'_> {
         let pod = pod.filter(|pod| pod.sidecar);
         let name = endpoint.pod.clone().unwrap_or_else(|| address.to_string());
         let service_account = pod.map(|pod| pod.service_account.clone());
+        let named = HeadlessEndpoint {
+            hostname: endpoint.hostname.clone(),
+            addresses: endpoint.addresses.clone(),
+            locality: locality.clone(),
+            ready: endpoint.ready,
+            service_account: service_account.clone().unwrap_or_default(),
+        };
         let new = LocalEndpoint {
             id: self.index.endpoint_id(&slice.namespace, &name),
             pod: name.clone(),
             address,
             addresses: endpoint.addresses.iter().copied().collect(),
-            locality: locality.clone(),
+            locality,
             ready: endpoint.ready,
             weight: pod.map_or(1, |pod| pod.weight),
             service_account: service_account.clone().unwrap_or_default(),
             targets: slice.ports.iter().map(|port| (port.name.clone(), port.port)).collect(),
+            labels: self.headless.then(|| named.label()).flatten().into_iter().collect(),
         };
-        let Some(service_account) = service_account else {
+        if service_account.is_none() {
             self.without_sidecar.insert(name);
             if let Some(plain) = &mut self.plain {
                 take(plain, new, self.first_family);
             }
             return None;
-        };
+        }
         take(&mut self.by_pod, new, self.first_family);
-        Some(HeadlessEndpoint {
-            hostname: endpoint.hostname.clone(),
-            addresses: endpoint.addresses.clone(),
-            locality,
-            ready: endpoint.ready,
-            service_account,
-        })
+        Some(named)
     }
 
     /// The node's place where the node is known, else the zone that the slice says.
@@ -229,6 +244,7 @@ fn take(by_pod: &mut BTreeMap<String, LocalEndpoint>, new: LocalEndpoint, first_
     }
     known.addresses.extend(new.addresses);
     known.targets.extend(new.targets);
+    known.labels.extend(new.labels);
     known.ready |= new.ready;
 }
 

@@ -57,14 +57,16 @@ impl NamespaceWorkloads {
             workloads.insert(pod.name.clone(), (pod.addresses.clone(), workload));
         }
         for service in services {
-            let exported = service.is_exported().then(|| MeshHost::from(service.id.host()));
-            let hosts: Vec<_> = exported.into_iter().chain(service.local.then(|| service.id.local_host())).collect();
+            let exported = service.is_exported().then(|| service.id.host());
+            let local = service.local.then(|| service.id.local_host());
             let ports = service.service.as_ref().map(|service| service.ports.as_slice()).unwrap_or_default();
             for endpoint in &service.endpoints {
                 let Some((addresses, workload)) = workloads.get_mut(&endpoint.pod) else { continue };
                 addresses.extend(endpoint.addresses.iter().copied());
                 workload.locality = endpoint.locality.clone();
-                for host in &hosts {
+                let own = exported.iter().flat_map(|_| endpoint.hosts(&service.id, &index.cluster));
+                let hosts = exported.iter().cloned().chain(own).map(MeshHost::from).chain(local.clone());
+                for host in hosts {
                     workload.bindings.extend(ports.iter().filter_map(|port| {
                         let target = LocalService::target(endpoint, port)?;
                         Some(Binding { host: host.clone(), port: port.clone(), target })

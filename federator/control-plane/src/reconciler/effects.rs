@@ -214,8 +214,7 @@ impl Reconciler {
         let trust = self.peers.trust();
         let others = trust.bundles().filter(|(cluster, _)| **cluster != self.facts.cluster).map(|(_, bundle)| bundle);
         let bundles = std::iter::once(&self.facts.bundle).chain(others).chain(self.foreign.believed());
-        let by_vip: HashMap<_, _> =
-            self.views.iter().flat_map(|(id, view)| view.vips.iter().map(|address| (*address, id.clone()))).collect();
+        let by_vip: HashMap<_, _> = self.views.values().flat_map(|view| view.hosts_by_address()).collect();
         if by_vip != *self.by_vip {
             self.by_vip = Arc::new(by_vip);
         }

@@ -73,10 +73,7 @@ impl Reconciler {
         } else if self.first_seen.remove(id).is_some() {
             self.save.local = true;
         }
-        match service.as_ref().and_then(|service| resources::route(service, &self.facts.trust_domain)) {
-            Some(route) => self.routes.insert(id.clone(), route),
-            None => self.routes.remove(id),
-        };
+        self.refresh_routes(id, service.as_deref());
         let local = service.as_ref();
         let local = local.and_then(|it| resources::local_service(it, &self.facts.cluster, &self.facts.trust_domain));
         match local {
@@ -84,6 +81,16 @@ impl Reconciler {
             None => self.local_services.remove(id),
         };
         self.refresh_records(id);
+    }
+
+    /// Where gateways lead the service's connections, and those of its endpoints.
+    fn refresh_routes(&mut self, id: &ServiceId, service: Option<&LocalService>) {
+        let known = self.routes.range(id.host()..).map(|(host, _)| host).take_while(|host| host.service() == id);
+        for host in known.cloned().collect::<Vec<_>>() {
+            self.routes.remove(&host);
+        }
+        let routes = service.map(|it| resources::routes(it, &self.facts.cluster, &self.facts.trust_domain));
+        self.routes.extend(routes.into_iter().flatten());
     }
 
     /// Steps of capacity that were held back and are due now.

@@ -1,12 +1,12 @@
 //! Imports: one view of each service that somebody exports, in the namespaces of this cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use federation::export::IpFamily;
 use federation::merge::{Import, merge};
-use federation::{ClusterName, Export, ServiceId, ServiceType};
+use federation::{ClusterName, Export, HeadlessEndpoint, ServiceHost, ServiceId, ServiceType};
 use tracing::warn;
 
 use super::{Now, Reconciler};
@@ -44,19 +44,17 @@ impl Reconciler {
         let view = self.index.has_namespace(&id.namespace).then(|| self.view(id, now)).flatten();
         let Some(view) = view else {
             self.views.remove(id);
-            self.release_vips(id, now);
+            self.keep_vips(id, &BTreeSet::new(), now);
             return;
         };
-        if view.import.service_type == ServiceType::Headless {
-            self.release_vips(id, now);
-        }
+        self.keep_vips(id, &view.addressed(), now);
         if self.views.get(id).is_none_or(|before| **before != view) {
             self.views.insert(id.clone(), Arc::new(view));
         }
     }
 
-    fn release_vips(&mut self, id: &ServiceId, now: Now) {
-        self.save.local |= self.vips.release(id, now.system);
+    fn keep_vips(&mut self, id: &ServiceId, hosts: &BTreeSet<ServiceHost>, now: Now) {
+        self.save.local |= self.vips.keep_only(id, hosts, now.system);
     }
 
     fn view(&mut self, id: &ServiceId, now: Now) -> Option<ServiceView> {
@@ -67,7 +65,11 @@ impl Reconciler {
             merge(own.iter().map(|export| (&own_cluster, export)).chain(others))?
         };
         let (vips, without_vip) = self.addresses(&merged.import, now);
-        let clusters = self.exporters(&merged.import);
+        let mut clusters = self.exporters(&merged.import);
+        for exporter in clusters.iter_mut().filter(|exporter| !exporter.local) {
+            exporter.headless = self.stand_ins(&merged.import, exporter, now);
+        }
+        let endpoints = resources::endpoints(&merged.import, &clusters);
         let policy = self.index.failover_policy(id);
         let resource = resources::service(&merged.import, &vips, &clusters, policy);
         Some(ServiceView {
@@ -78,6 +80,7 @@ impl Reconciler {
             details: merged.details,
             clusters,
             resource,
+            endpoints,
         })
     }
 
@@ -86,10 +89,45 @@ impl Reconciler {
         if import.service_type == ServiceType::Headless {
             return (Vec::new(), None);
         }
+        let (addresses, problem) = self.addresses_of(&import.service.host(), import, now);
+        self.save.local |= self.views.get(&import.service).is_none_or(|before| before.vips != addresses);
+        let problem = if addresses.is_empty() { problem } else { None };
+        (addresses, problem)
+    }
+
+    /// Another cluster's endpoints of a headless service as they are called from here: each by its label, and in place of its
+    /// own addresses, which mean nothing here, by stable ones of this cluster's.
+    fn stand_ins(&mut self, import: &Import, exporter: &ExporterView, now: Now) -> Vec<HeadlessEndpoint> {
+        let mut by_host: BTreeMap<_, HeadlessEndpoint> = BTreeMap::new();
+        for endpoint in &exporter.headless {
+            let Some(label) = endpoint.label() else { continue };
+            let host = match import.service.endpoint_host(exporter.cluster.clone(), label.clone()) {
+                Ok(host) => host,
+                Err(error) => {
+                    warn!(service = %import.service, cluster = %exporter.cluster, %error, "an endpoint cannot be called by its name");
+                    continue;
+                }
+            };
+            let hostname = Some(label.to_string());
+            let new = || HeadlessEndpoint { hostname, ready: false, ..endpoint.clone() };
+            by_host.entry(host).or_insert_with(new).ready |= endpoint.ready;
+        }
+        let stand_in = |(host, endpoint): (ServiceHost, HeadlessEndpoint)| {
+            let addresses = self.addresses_of(&host, import, now).0;
+            HeadlessEndpoint { addresses, ..endpoint }
+        };
+        let endpoints: Vec<_> = by_host.into_iter().map(stand_in).collect();
+        let before = self.views.get(&import.service).and_then(|before| before.of(&exporter.cluster));
+        self.save.local |= before.is_none_or(|before| !before.has_addresses_of(&endpoints));
+        endpoints
+    }
+
+    /// A host's addresses in the order of the import's families, and why it lacks one.
+    fn addresses_of(&mut self, host: &ServiceHost, import: &Import, now: Now) -> (Vec<IpAddr>, Option<String>) {
         let families = if import.ip_families.is_empty() { &[IpFamily::IPv4][..] } else { &import.ip_families };
         let (mut addresses, mut problem) = (Vec::new(), None);
         for family in families {
-            match self.vips.allocate(&import.service, *family, now.system) {
+            match self.vips.allocate(host, *family, now.system) {
                 Ok(Some(address)) => addresses.push(address),
                 Ok(None) => problem = Some(format!("IP family {family:?} is not supported in this cluster")),
                 Err(error) => {
@@ -98,8 +136,6 @@ impl Reconciler {
                 }
             }
         }
-        self.save.local |= self.views.get(&import.service).is_none_or(|before| before.vips != addresses);
-        let problem = if addresses.is_empty() { problem } else { None };
         (addresses, problem)
     }
 
@@ -117,7 +153,7 @@ impl Reconciler {
             cluster: self.facts.cluster.clone(),
             local: true,
             trust_domain: self.facts.trust_domain.clone(),
-            identities: identities(&self.facts.trust_domain, &import.service, accounts.iter()),
+            identities: resources::identities(&self.facts.trust_domain, &import.service, accounts.iter()),
             ports: ports(import, &self.facts.cluster),
             zones: service.zones(),
             gateways: Vec::new(),
@@ -133,7 +169,7 @@ impl Reconciler {
         let trust_domain = self.facts.federation.trust_domain(cluster);
         let headless = import.service_type == ServiceType::Headless;
         ExporterView {
-            identities: identities(&trust_domain, &import.service, export.service_accounts.iter()),
+            identities: resources::identities(&trust_domain, &import.service, export.service_accounts.iter()),
             ports: ports(import, cluster),
             zones: export.zones.clone(),
             gateways: self.peers.gateways(cluster).to_vec(),
@@ -204,12 +240,6 @@ impl Reconciler {
         };
         self.clusters = self.peers.others().map(|cluster| (cluster.clone(), status(cluster))).collect();
     }
-}
-
-/// The SPIFFE IDs that may answer for the service in a trust domain. The names come apart, so that no identity of another
-/// trust domain or namespace can be written down.
-fn identities<'a>(trust_domain: &str, service: &ServiceId, accounts: impl Iterator<Item = &'a String>) -> Vec<String> {
-    accounts.filter_map(|account| resources::identity(trust_domain, service.namespace.as_str(), account)).collect()
 }
 
 fn ports(import: &Import, cluster: &ClusterName) -> Vec<u16> {

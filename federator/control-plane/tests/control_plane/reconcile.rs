@@ -22,6 +22,7 @@ use spiffe_identity::Bundle;
 use crate::member::{Peer, cluster, export, federation, port};
 
 mod exports;
+mod headless;
 mod imports;
 mod local_services;
 mod restart;

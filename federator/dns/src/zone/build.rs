@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use federation::{Protocol, ServiceId};
+use federation::{Protocol, ServiceId, export::dashed};
 use hickory_proto::{
     ProtoError,
     rr::{
@@ -215,14 +215,9 @@ fn endpoint_names(
         None => endpoint
             .addresses
             .iter()
-            .map(|address| Ok((child(&dashed(address), &below).map_err(too_long)?, vec![*address])))
+            .map(|address| Ok((child(&dashed(*address), &below).map_err(too_long)?, vec![*address])))
             .collect(),
     }
-}
-
-/// An address as a label: `10-244-0-52`, or `fd00--1`.
-fn dashed(address: &IpAddr) -> String {
-    address.to_string().replace(['.', ':'], "-")
 }
 
 const fn protocol_label(protocol: Protocol) -> &'static str {

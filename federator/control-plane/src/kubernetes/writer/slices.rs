@@ -1,7 +1,7 @@
 //! EndpointSlices of imports, one source cluster in each.
 //!
 //! The cluster's own share are its pods. Pods of other clusters have no address here, since pod ranges may overlap: what
-//! an application dials for them is the clusterset IP, or a headless endpoint's own address of the cluster's range.
+//! an application dials for them is the clusterset IP, or the address of the cluster's range that stands for a headless endpoint.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,6 +23,9 @@ pub const SOURCE_CLUSTER_LABEL: &str = "multicluster.kubernetes.io/source-cluste
 pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// We do.
 pub const SLICE_MANAGER: &str = "isthmus.dev";
+
+/// Says that the import is headless.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Endpoints of one slice, as the API's own controller has them.
 const ENDPOINTS: usize = 100;
@@ -150,7 +153,7 @@ fn slice(
     ];
     let mut labels: BTreeMap<_, _> = labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     if view.import.service_type == ServiceType::Headless {
-        labels.insert("service.kubernetes.io/headless".to_owned(), String::new());
+        labels.insert(HEADLESS_LABEL.to_owned(), String::new());
     }
     let family = if *ipv4 { "IPv4" } else { "IPv6" };
     let hash = digest(&SHA256, format!("{service}/{}/{family}/{targets:?}/{number}", exporter.cluster).as_bytes());
