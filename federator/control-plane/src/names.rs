@@ -2,15 +2,24 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use federation::ServiceType;
 use federation_dns::{HeadlessEndpoint, Metrics, Zone, ZoneContents, ZoneKind, ZonePort, ZoneService};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::snapshot::{ServiceView, Snapshot};
+
+/// A pause is so many times as long as the build before it: a zone costs as much as all its names, and a burst of changes keeps no
+/// core busy with it.
+const REST: u32 = 9;
+
+/// No pause is longer. Resolvers keep answers for seconds.
+const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// The sockets of a name server, bound.
 #[derive(Debug)]
@@ -61,6 +70,7 @@ impl NameSockets {
             let mut before: Option<Arc<Snapshot>> = None;
             loop {
                 let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                let begun = Instant::now();
                 if snapshot.revision > 0 && before.as_ref().is_none_or(|before| names_differ(before, &snapshot)) {
                     let built = Zone::build(&contents(&snapshot, &servers));
                     for problem in built.problems() {
@@ -69,6 +79,7 @@ impl NameSockets {
                     metrics.zone_replaced(&built);
                     zone.store(Arc::new(built));
                     before = Some(snapshot);
+                    tokio::time::sleep(begun.elapsed().saturating_mul(REST).min(LONGEST_REST)).await;
                 }
                 if snapshots.changed().await.is_err() {
                     std::future::pending::<()>().await;
