@@ -42,9 +42,8 @@ async fn set() -> (Stage, String) {
     let mut stage = Stage::bare().await;
     stage.lab.add(clusters).await.unwrap();
     let north = address(&mut stage, "north", 0);
-    let west = [("frontend-0", address(&mut stage, "west", 0), Some("web-0"))];
-    let west = west.into_iter().chain([("frontend-1", address(&mut stage, "west", 1), Some("web-1"))]);
-    let west: Vec<_> = west.collect();
+    let [first, second] = [0, 1].map(|pod| address(&mut stage, "west", pod));
+    let west = [("frontend-0", first, Some("web-0")), ("frontend-1", second, Some("web-1"))];
     write(&mut stage, "west", &manifest(&west));
     write(&mut stage, "north", &manifest(&[("frontend-0", north.clone(), None)]));
     for cluster in ["west", "north"] {
@@ -130,7 +129,7 @@ async fn a_headless_services_endpoints_are_called_one_by_one_from_other_clusters
 
     let imports: serde_json::Value =
         stage.lab.cluster("east").unwrap().operator().json(&["get", "imports"]).await.unwrap();
-    let import = imports.as_array().or(imports["imports"].as_array()).unwrap().iter().find(|it| it["name"] == SERVICE);
+    let import = imports.as_array().unwrap().iter().find(|it| it["name"] == SERVICE);
     let shown = import.unwrap()["endpoints"].as_array().unwrap();
     assert!(
         shown.iter().any(|it| it["host"] == host("web-0.west").as_str() && it["ips"][0] == each[0].as_str()),

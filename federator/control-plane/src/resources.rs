@@ -116,19 +116,24 @@ pub fn endpoints(import: &Import, clusters: &[ExporterView]) -> BTreeMap<Service
     let mut endpoints = BTreeMap::new();
     for view in clusters.iter().filter(|view| view.trusted) {
         let host = |label: &HostLabel| import.service.endpoint_host(view.cluster.clone(), label.clone()).ok();
-        let identities =
-            |accounts: &mut dyn Iterator<Item = &String>| identities(&view.trust_domain, &import.service, accounts);
-        let nobody = view.without_endpoints();
+        let nobody = ExporterView {
+            identities: Vec::new(),
+            zones: Vec::new(),
+            endpoints: Vec::new(),
+            headless: Vec::new(),
+            ..view.clone()
+        };
         for (label, same) in by_label(&view.endpoints) {
             let Some(host) = host(label) else { continue };
-            let identities = identities(&mut same.iter().map(|it| &it.service_account));
+            let accounts = same.iter().map(|it| &it.service_account);
+            let identities = identities(&view.trust_domain, &import.service, accounts);
             let only = ExporterView { endpoints: same.into_iter().cloned().collect(), identities, ..nobody.clone() };
             let resource = one(import, &host, &[], &only);
             endpoints.insert(host, resource);
         }
         for endpoint in view.headless.iter().filter(|_| !view.local) {
             let Some(host) = endpoint.label().and_then(|label| host(&label)) else { continue };
-            let identities = identities(&mut std::iter::once(&endpoint.service_account));
+            let identities = identities(&view.trust_domain, &import.service, [&endpoint.service_account]);
             let zones = vec![capacity_of_one(&endpoint.locality, endpoint.ready)];
             let only = ExporterView { zones, identities, ..nobody.clone() };
             let resource = one(import, &host, &endpoint.addresses, &only);

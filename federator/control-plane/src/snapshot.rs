@@ -114,7 +114,7 @@ pub struct ServiceView {
     pub import: Import,
     /// Its addresses here.
     pub vips: Vec<IpAddr>,
-    /// Why it has none though it should.
+    /// Why it, or another cluster's endpoint of it, has none though it should.
     pub without_vip: Option<String>,
     /// What the exporters disagree on.
     pub conflicts: BTreeSet<ConflictReason>,
@@ -128,41 +128,7 @@ pub struct ServiceView {
     pub endpoints: BTreeMap<ServiceHost, Arc<Resource>>,
 }
 
-impl ExporterView {
-    /// The same without its endpoints.
-    #[must_use]
-    pub fn without_endpoints(&self) -> Self {
-        Self {
-            cluster: self.cluster.clone(),
-            local: self.local,
-            trust_domain: self.trust_domain.clone(),
-            identities: Vec::new(),
-            ports: self.ports.clone(),
-            zones: Vec::new(),
-            gateways: self.gateways.clone(),
-            endpoints: Vec::new(),
-            headless: Vec::new(),
-            suspect: self.suspect,
-            trusted: self.trusted,
-            round_trip: self.round_trip,
-        }
-    }
-
-    /// Whether these endpoints of a headless service have the addresses that they have here.
-    #[must_use]
-    pub fn has_addresses_of(&self, endpoints: &[HeadlessEndpoint]) -> bool {
-        let named = |it: &HeadlessEndpoint| (it.hostname.clone(), it.addresses.clone());
-        self.headless.iter().map(named).eq(endpoints.iter().map(named))
-    }
-}
-
 impl ServiceView {
-    /// One of its exporters.
-    #[must_use]
-    pub fn of(&self, cluster: &ClusterName) -> Option<&ExporterView> {
-        self.clusters.iter().find(|exporter| exporter.cluster == *cluster)
-    }
-
     /// Its hosts that have addresses here: its own, or other clusters' endpoints.
     #[must_use]
     pub fn addressed(&self) -> BTreeSet<ServiceHost> {

@@ -130,6 +130,12 @@ impl VipAllocator {
         family == IpFamily::IPv4 || self.ipv6.is_some()
     }
 
+    /// The address of a family that the host has.
+    #[must_use]
+    pub fn address(&self, host: &ServiceHost, family: IpFamily) -> Option<IpAddr> {
+        self.assigned.get(host)?.get(&family).copied()
+    }
+
     /// The host's address of a family, a new one if it has none; `None` when the family is not supported.
     ///
     /// # Errors
@@ -140,8 +146,8 @@ impl VipAllocator {
         family: IpFamily,
         now: SystemTime,
     ) -> Result<Option<IpAddr>, Exhausted> {
-        if let Some(address) = self.assigned.get(host).and_then(|addresses| addresses.get(&family)) {
-            return Ok(Some(*address));
+        if let Some(address) = self.address(host, family) {
+            return Ok(Some(address));
         }
         self.released.retain(|_, released| released.until > now);
         let Some(range) = self.range(family) else { return Ok(None) };

@@ -207,9 +207,10 @@ impl ServiceId {
     /// [`NameError::Length`] where the names are so long together that no [`crate::Sni`] could carry the host.
     pub fn endpoint_host(&self, cluster: ClusterName, hostname: HostLabel) -> Result<ServiceHost, NameError> {
         let limit = MAX_SERVER_NAME - LONGEST_PREFIX - cluster.as_str().len();
+        let labels = [hostname.as_str(), cluster.as_str(), self.name.as_str(), self.namespace.as_str()];
+        let bytes = labels.map(str::len).iter().sum::<usize>() + labels.len() - 1 + CLUSTERSET_SUFFIX.len();
         let host = ServiceHost { service: self.clone(), endpoint: Some((cluster, hostname)) };
-        let name = host.to_string();
-        if name.len() > limit { Err(NameError::Length { name, limit }) } else { Ok(host) }
+        if bytes > limit { Err(NameError::Length { name: host.to_string(), limit }) } else { Ok(host) }
     }
 
     /// Its host name in its own cluster.
@@ -332,10 +333,10 @@ impl MeshHost {
     /// endpoints.
     #[must_use]
     pub fn answers_to(&self, asked: &Self) -> bool {
-        let headless =
-            |(own, asked): (&ServiceHost, &ServiceHost)| asked.endpoint.is_none() && own.service == asked.service;
         match (self, asked) {
-            (Self::ClusterSet(own), Self::ClusterSet(of)) => own == of || headless((own, of)),
+            (Self::ClusterSet(own), Self::ClusterSet(asked)) if asked.endpoint.is_none() => {
+                own.service == asked.service
+            }
             _ => self == asked,
         }
     }

@@ -64,10 +64,15 @@ impl Reconciler {
             let others = self.peers.exports(id);
             merge(own.iter().map(|export| (&own_cluster, export)).chain(others))?
         };
-        let (vips, without_vip) = self.addresses(&merged.import, now);
+        let (vips, mut without_vip) = match merged.import.service_type {
+            ServiceType::ClusterSetIP => self.addresses(&id.host(), &merged.import, now),
+            ServiceType::Headless => Default::default(),
+        };
         let mut clusters = self.exporters(&merged.import);
         for exporter in clusters.iter_mut().filter(|exporter| !exporter.local) {
-            exporter.headless = self.stand_ins(&merged.import, exporter, now);
+            let (stand_ins, problem) = self.stand_ins(&merged.import, exporter, now);
+            exporter.headless = stand_ins;
+            without_vip = without_vip.or(problem);
         }
         let endpoints = resources::endpoints(&merged.import, &clusters);
         let policy = self.index.failover_policy(id);
@@ -84,20 +89,14 @@ impl Reconciler {
         })
     }
 
-    /// The import's clusterset IPs in the order of its families, those that are given out here.
-    fn addresses(&mut self, import: &Import, now: Now) -> (Vec<IpAddr>, Option<String>) {
-        if import.service_type == ServiceType::Headless {
-            return (Vec::new(), None);
-        }
-        let (addresses, problem) = self.addresses_of(&import.service.host(), import, now);
-        self.save.local |= self.views.get(&import.service).is_none_or(|before| before.vips != addresses);
-        let problem = if addresses.is_empty() { problem } else { None };
-        (addresses, problem)
-    }
-
     /// Another cluster's endpoints of a headless service as they are called from here: each by its label, and in place of its
-    /// own addresses, which mean nothing here, by stable ones of this cluster's.
-    fn stand_ins(&mut self, import: &Import, exporter: &ExporterView, now: Now) -> Vec<HeadlessEndpoint> {
+    /// own addresses, which mean nothing here, by stable ones of this cluster's; and why one has none.
+    fn stand_ins(
+        &mut self,
+        import: &Import,
+        exporter: &ExporterView,
+        now: Now,
+    ) -> (Vec<HeadlessEndpoint>, Option<String>) {
         let mut by_host: BTreeMap<_, HeadlessEndpoint> = BTreeMap::new();
         for endpoint in &exporter.headless {
             let Some(label) = endpoint.label() else { continue };
@@ -112,23 +111,27 @@ impl Reconciler {
             let new = || HeadlessEndpoint { hostname, ready: false, ..endpoint.clone() };
             by_host.entry(host).or_insert_with(new).ready |= endpoint.ready;
         }
+        let mut without_address = None;
         let stand_in = |(host, endpoint): (ServiceHost, HeadlessEndpoint)| {
-            let addresses = self.addresses_of(&host, import, now).0;
+            let (addresses, problem) = self.addresses(&host, import, now);
+            without_address = without_address.take().or(problem);
             HeadlessEndpoint { addresses, ..endpoint }
         };
-        let endpoints: Vec<_> = by_host.into_iter().map(stand_in).collect();
-        let before = self.views.get(&import.service).and_then(|before| before.of(&exporter.cluster));
-        self.save.local |= before.is_none_or(|before| !before.has_addresses_of(&endpoints));
-        endpoints
+        let endpoints = by_host.into_iter().map(stand_in).collect();
+        (endpoints, without_address)
     }
 
-    /// A host's addresses in the order of the import's families, and why it lacks one.
-    fn addresses_of(&mut self, host: &ServiceHost, import: &Import, now: Now) -> (Vec<IpAddr>, Option<String>) {
+    /// A host's addresses in the order of the import's families, those that are given out here; and why it has none.
+    fn addresses(&mut self, host: &ServiceHost, import: &Import, now: Now) -> (Vec<IpAddr>, Option<String>) {
         let families = if import.ip_families.is_empty() { &[IpFamily::IPv4][..] } else { &import.ip_families };
         let (mut addresses, mut problem) = (Vec::new(), None);
         for family in families {
+            let known = self.vips.address(host, *family).is_some();
             match self.vips.allocate(host, *family, now.system) {
-                Ok(Some(address)) => addresses.push(address),
+                Ok(Some(address)) => {
+                    self.save.local |= !known;
+                    addresses.push(address);
+                }
                 Ok(None) => problem = Some(format!("IP family {family:?} is not supported in this cluster")),
                 Err(error) => {
                     warn!(%error, "no clusterset IP");
@@ -136,6 +139,7 @@ impl Reconciler {
                 }
             }
         }
+        let problem = problem.filter(|_| addresses.is_empty());
         (addresses, problem)
     }
 

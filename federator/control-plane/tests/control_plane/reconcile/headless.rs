@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use federation::export::IpFamily;
 use federation::{HeadlessEndpoint, Locality, ServiceHost, ServiceType};
 use federation_api::discovery::v1::resource::Resource as Content;
 use federation_api::discovery::v1::{Route, Service};
@@ -57,12 +58,13 @@ fn say(west: &mut Peer, endpoints: Vec<HeadlessEndpoint>) -> Vec<Signed> {
 fn say_of(service: &str, west: &mut Peer, endpoints: Vec<HeadlessEndpoint>) -> Vec<Signed> {
     let slice = Slice { service: service.parse().unwrap(), name: "db-y".to_owned(), endpoints };
     let key = RecordKey::Slice(slice.service.clone(), slice.name.clone());
-    let headless = |export: &mut Export| {
-        export.service_type = ServiceType::Headless;
-        export.ports = vec![port("sql", 5432)];
-        export.service_accounts = vec!["db".to_owned(), "other".to_owned()];
-    };
     vec![west.export(service, headless), west.gateway("127.2.0.9", 15443), west.say(&key, &Payload::Slice(slice))]
+}
+
+fn headless(export: &mut Export) {
+    export.service_type = ServiceType::Headless;
+    export.ports = vec![port("sql", 5432)];
+    export.service_accounts = vec!["db".to_owned(), "other".to_owned()];
 }
 
 fn joined() -> (World, Peer) {
@@ -125,6 +127,20 @@ fn names_and_slices_tell_of_the_addresses_that_stand_for_endpoints() {
     assert_eq!(told.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), stands_for);
     let Some(Content::Service(whole)) = &view.resource.resource else { panic!("{:?}", view.resource) };
     assert_eq!((whole.clusters[0].headless[0].addresses.clone(), whole.vips.len()), (stands_for, 0));
+}
+
+#[test]
+fn an_endpoint_without_an_address_is_told_with_the_import() {
+    let (mut world, mut west) = joined();
+    world.changes(say(&mut west, vec![endpoint(Some("db-0"), "10.0.0.7")]));
+    let without = |world: &World| world.snapshot.services[&"shop/db".parse().unwrap()].without_vip.clone();
+    assert_eq!(without(&world), None);
+    let six = west.export("shop/db", |export| {
+        headless(export);
+        export.ip_families = vec![IpFamily::IPv6];
+    });
+    world.changes(vec![six]);
+    assert_eq!(without(&world).as_deref(), Some("IP family IPv6 is not supported in this cluster"));
 }
 
 #[test]
