@@ -144,7 +144,7 @@ fn endpoints(view: &ServiceView) -> Vec<HeadlessEndpoint> {
         let cluster = exporter.cluster.to_string();
         let endpoint = move |endpoint: &federation::HeadlessEndpoint| HeadlessEndpoint {
             cluster: cluster.clone(),
-            hostname: endpoint.hostname.clone(),
+            hostname: endpoint.hostname.as_ref().map(ToString::to_string),
             addresses: endpoint.addresses.clone(),
             ready: endpoint.ready,
         };

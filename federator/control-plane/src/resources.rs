@@ -11,9 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use federation::merge::Import;
-use federation::{
-    ClusterName, Gateway, HeadlessEndpoint, HostLabel, Locality, ServiceHost, ServiceId, ServiceType, ZoneCapacity,
-};
+use federation::{ClusterName, Gateway, HostLabel, Locality, ServiceHost, ServiceId, ServiceType, ZoneCapacity};
 use federation_api::discovery::v1::access_policy::Action;
 use federation_api::discovery::v1::{
     self as wire, Absent, AccessPolicy, AccessRule, Binding, Cluster, Endpoint, LocalServices, Mesh, Remote, Resource,
@@ -101,7 +99,7 @@ fn cluster(import: &Import, view: &ExporterView) -> Cluster {
             .map(|it| endpoint(it, &view.trust_domain, import.service.namespace.as_str()))
             .collect(),
         suspect: view.suspect,
-        headless: if headless { view.headless.iter().map(headless_endpoint).collect() } else { Vec::new() },
+        headless: if headless { view.headless.iter().map(Into::into).collect() } else { Vec::new() },
         round_trip_us: micros,
     }
 }
@@ -251,16 +249,6 @@ fn endpoint(endpoint: &LocalEndpoint, trust_domain: &str, namespace: &str) -> En
         identity: identity(trust_domain, namespace, &endpoint.service_account).unwrap_or_default(),
         weight: endpoint.weight,
         ..Endpoint::default()
-    }
-}
-
-fn headless_endpoint(endpoint: &HeadlessEndpoint) -> record::HeadlessEndpoint {
-    record::HeadlessEndpoint {
-        hostname: endpoint.hostname.clone().unwrap_or_default(),
-        addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
-        locality: Some((&endpoint.locality).into()),
-        ready: endpoint.ready,
-        service_account: endpoint.service_account.clone(),
     }
 }
 

@@ -214,7 +214,7 @@ pub struct Gateway {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadlessEndpoint {
     /// Its host name; `None`: named by its dashed address.
-    pub hostname: Option<String>,
+    pub hostname: Option<HostLabel>,
     /// Its addresses in its own cluster: elsewhere they mean nothing, for pod ranges of clusters may overlap.
     pub addresses: Vec<IpAddr>,
     /// Its locality.
@@ -231,7 +231,7 @@ impl HeadlessEndpoint {
     #[must_use]
     pub fn label(&self) -> Option<HostLabel> {
         match &self.hostname {
-            Some(hostname) => HostLabel::parse(hostname).ok(),
+            Some(hostname) => Some(hostname.clone()),
             None => HostLabel::parse(&dashed(*self.addresses.first()?)).ok(),
         }
     }

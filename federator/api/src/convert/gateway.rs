@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use federation::{Gateway, GatewayAddress, HeadlessEndpoint};
+use federation::{Gateway, GatewayAddress, HeadlessEndpoint, HostLabel};
 
 use super::export::service_id;
 use super::{
@@ -62,11 +62,9 @@ impl TryFrom<wire::HeadlessEndpoint> for HeadlessEndpoint {
             text.parse::<IpAddr>().map_err(problem)
         };
         let hostname = Some(endpoint.hostname).filter(|hostname| !hostname.is_empty());
-        if let Some(hostname) = &hostname {
-            federation::ServiceName::parse(hostname).map_err(|error| ConvertError::new("hostname", error))?;
-        }
+        let hostname = hostname.map(|hostname| HostLabel::parse(&hostname)).transpose();
         Ok(Self {
-            hostname,
+            hostname: hostname.map_err(|error| ConvertError::new("hostname", error))?,
             addresses: endpoint.addresses.iter().enumerate().map(parse).collect::<Result<_, _>>()?,
             locality: locality(endpoint.locality)?,
             ready: endpoint.ready,
@@ -78,7 +76,7 @@ impl TryFrom<wire::HeadlessEndpoint> for HeadlessEndpoint {
 impl From<&HeadlessEndpoint> for wire::HeadlessEndpoint {
     fn from(endpoint: &HeadlessEndpoint) -> Self {
         Self {
-            hostname: endpoint.hostname.clone().unwrap_or_default(),
+            hostname: endpoint.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
             addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
             locality: Some((&endpoint.locality).into()),
             ready: endpoint.ready,

@@ -123,7 +123,7 @@ fn gateways() -> impl Strategy<Value = Vec<Gateway>> {
 fn slice() -> impl Strategy<Value = Slice> {
     let endpoint = (prop::option::of(label()), vec(address(), 0..4), locality(), any::<bool>(), label());
     let endpoint = endpoint.prop_map(|(hostname, addresses, locality, ready, service_account)| HeadlessEndpoint {
-        hostname,
+        hostname: hostname.map(|hostname| hostname.parse().unwrap()),
         addresses,
         locality,
         ready,

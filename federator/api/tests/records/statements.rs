@@ -225,7 +225,7 @@ fn gateways_and_addresses_outside_of_the_delegation_are_left_out_and_named() {
 fn an_endpoints_own_addresses_are_nobodys_to_refuse_for_they_mean_nothing_elsewhere() {
     let east = narrow();
     let endpoint = HeadlessEndpoint {
-        hostname: Some("db-0".to_owned()),
+        hostname: Some("db-0".parse().unwrap()),
         addresses: vec!["192.0.2.1".parse().unwrap(), "127.0.0.1".parse().unwrap()],
         locality: Locality::default(),
         ready: true,

@@ -250,6 +250,14 @@ fn a_broken_field_is_named_with_its_line() {
             Some("spec.clusterIP"),
             "no address of a service",
         ),
+        (
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}\naddressType: IPv4\nendpoints:\n\
+             - addresses: [10.0.0.7]\n- addresses: [10.0.0.8]\n  hostname: Bad_Host.x\n"
+                .to_owned(),
+            Some(8),
+            Some("endpoints[1].hostname"),
+            "no RFC 1123 label",
+        ),
         (pod_of_weight("1001"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "1001"),
         (pod_of_weight("1.5"), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "1.5"),
         (pod_of_weight(""), Some(6), Some("metadata.annotations.isthmus.dev/weight"), "whole number"),

@@ -107,7 +107,7 @@ impl Reconciler {
                     continue;
                 }
             };
-            let hostname = Some(label.to_string());
+            let hostname = Some(label);
             let new = || HeadlessEndpoint { hostname, ready: false, ..endpoint.clone() };
             by_host.entry(host).or_insert_with(new).ready |= endpoint.ready;
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use federation::{Namespace, Protocol, ServiceName};
+use federation::{HostLabel, Namespace, Protocol, ServiceName};
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::metadata;
@@ -46,7 +46,7 @@ pub struct Endpoint {
     /// May take traffic; unknown counts as ready, as Kubernetes says.
     pub ready: bool,
     /// Its host name in a headless service.
-    pub hostname: Option<String>,
+    pub hostname: Option<HostLabel>,
     /// Its node.
     pub node: Option<String>,
     /// Its zone, as the slice says it.
@@ -104,11 +104,13 @@ fn endpoint((index, endpoint): (usize, &discovery::Endpoint)) -> Result<Endpoint
             FieldError::new(field(&format!("addresses[{position}]")), format_args!("{text:?} is no address"))
         })
     });
+    let hostname = endpoint.hostname.as_deref().filter(|hostname| !hostname.is_empty());
+    let hostname = hostname.map(str::parse).transpose().map_err(|error| FieldError::new(field("hostname"), error));
     let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
     Ok(Endpoint {
         addresses: addresses.collect::<Result<_, _>>()?,
         ready: endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true),
-        hostname: endpoint.hostname.clone().filter(|hostname| !hostname.is_empty()),
+        hostname: hostname?,
         node: endpoint.node_name.clone(),
         zone: endpoint.zone.clone(),
         pod: pod.and_then(|target| target.name.clone()),

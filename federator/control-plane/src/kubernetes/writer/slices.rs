@@ -96,7 +96,7 @@ fn own(endpoint: &LocalEndpoint, address: IpAddr, exporter: &ExporterView, view:
     Endpoint {
         addresses: vec![address.to_string()],
         conditions: conditions(endpoint.ready),
-        hostname: named.and_then(|headless| headless.hostname.clone()),
+        hostname: named.and_then(|headless| headless.hostname.as_ref()).map(ToString::to_string),
         zone: zone(&endpoint.locality.zone),
         target_ref: Some(ObjectReference {
             kind: Some("Pod".to_owned()),
@@ -112,7 +112,7 @@ fn remote(endpoint: &HeadlessEndpoint, address: IpAddr) -> Endpoint {
     Endpoint {
         addresses: vec![address.to_string()],
         conditions: conditions(endpoint.ready),
-        hostname: endpoint.hostname.clone(),
+        hostname: endpoint.hostname.as_ref().map(ToString::to_string),
         zone: zone(&endpoint.locality.zone),
         ..Endpoint::default()
     }

@@ -42,7 +42,7 @@ endpoints:
 
 fn endpoint(hostname: Option<&str>, address: &str) -> HeadlessEndpoint {
     HeadlessEndpoint {
-        hostname: hostname.map(str::to_owned),
+        hostname: hostname.map(|hostname| hostname.parse().unwrap()),
         addresses: vec![address.parse().unwrap()],
         locality: Locality::new("eu", "eu-b"),
         ready: true,
